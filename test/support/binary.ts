@@ -136,7 +136,11 @@ async function removeHome(home: string): Promise<void> {
 async function endProcess(pid: number, home: string): Promise<void> {
   for (const signal of ["SIGTERM", "SIGKILL"] as const) {
     if (!belongsTo(pid, home)) return;
-    process.kill(pid, signal);
+    try {
+      process.kill(pid, signal);
+    } catch {
+      return; // it ended by itself meanwhile
+    }
     const gone = await waitFor(() => !belongsTo(pid, home), {
       what: `the end of daemon ${pid} after ${signal}`,
       timeout_ms: STOP_TIMEOUT_MS,

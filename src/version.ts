@@ -17,3 +17,6 @@ export const VERSION: string = typeof MP_VERSION === "string" ? MP_VERSION : pac
 
 /** The git commit of the build (12 hex digits, `-dirty` when the tree had changes); null when it is not known. */
 export const COMMIT: string | null = typeof MP_COMMIT === "string" && MP_COMMIT !== "" ? MP_COMMIT : null;
+
+/** The version of the HTTP API and its envelopes (SPEC §13). It changes only when an old client cannot go on. */
+export const API_VERSION = 1;

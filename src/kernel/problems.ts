@@ -226,7 +226,9 @@ export function problem(code: Code, detail: string, extra: Extra = {}): Problem 
 
 /** True for a value made by `problem`, also after a trip over the wire. */
 export function isProblem(value: unknown): value is Problem {
-  return typeof value === "object" && value !== null && "code" in value && "hint" in value && "retryable" in value;
+  return (
+    typeof value === "object" && value !== null && "code" in value && "hint" in value && "retryable" in value
+  );
 }
 
 /** The CLI's exit code for a problem (SPEC §12). */

@@ -1,0 +1,77 @@
+-- The log and the command keys: all that cannot be derived from anything else (SPEC §4, §7, §9).
+-- Read models are not here: they belong to their projections and are disposable.
+
+-- Which log this is. One row, for ever; a restore makes a new log_id.
+CREATE TABLE log (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  log_id TEXT NOT NULL,
+  created_at TEXT NOT NULL
+) STRICT;
+
+-- Every event, once. `body` is the RFC 8785 JSON that was hashed; the other columns repeat parts of it for look-ups.
+CREATE TABLE events (
+  seq_global INTEGER PRIMARY KEY,
+  event_id TEXT NOT NULL UNIQUE,
+  stream TEXT NOT NULL,
+  seq_stream INTEGER NOT NULL,
+  event_type TEXT NOT NULL,
+  schema_version INTEGER NOT NULL,
+  workspace_id TEXT,
+  project_id TEXT,
+  subject_kind TEXT NOT NULL,
+  -- 1 on the last event of a command: readers may stop only there (SPEC §5, guarantee 2).
+  command_end INTEGER NOT NULL CHECK (command_end IN (0, 1)),
+  body BLOB NOT NULL CHECK (length(body) <= 61440),
+  UNIQUE (stream, seq_stream)
+) STRICT;
+
+-- Every (type, version) that was ever stored, so that a start need not read the log to know them (SPEC §13).
+CREATE TABLE event_versions (
+  event_type TEXT NOT NULL,
+  schema_version INTEGER NOT NULL,
+  PRIMARY KEY (event_type, schema_version)
+) STRICT, WITHOUT ROWID;
+
+-- Idempotency keys with their first receipt; they do not expire (SPEC §7).
+CREATE TABLE command_keys (
+  principal TEXT NOT NULL,
+  idempotency_key TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  receipt TEXT NOT NULL,
+  UNIQUE (principal, idempotency_key)
+) STRICT;
+
+-- Where each projection stands (SPEC §6). Derived, and so free to change.
+CREATE TABLE projections (
+  name TEXT PRIMARY KEY,
+  generation TEXT NOT NULL,
+  as_of_seq INTEGER NOT NULL,
+  error TEXT
+) STRICT, WITHOUT ROWID;
+
+-- Append-only, enforced in the database too (SPEC §9).
+CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_no_delete BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_in_order BEFORE INSERT ON events
+WHEN NEW.seq_global IS NOT (SELECT coalesce(max(seq_global), 0) + 1 FROM events)
+  OR NEW.seq_stream IS NOT (SELECT coalesce(max(seq_stream), 0) + 1 FROM events WHERE stream = NEW.stream)
+  OR EXISTS (SELECT 1 FROM events WHERE event_id = NEW.event_id)
+BEGIN SELECT RAISE(ABORT, 'events are appended one after the other'); END;
+
+CREATE TRIGGER log_no_update BEFORE UPDATE ON log
+BEGIN SELECT RAISE(ABORT, 'the log keeps its id'); END;
+CREATE TRIGGER log_no_delete BEFORE DELETE ON log
+BEGIN SELECT RAISE(ABORT, 'the log keeps its id'); END;
+CREATE TRIGGER command_keys_no_update BEFORE UPDATE ON command_keys
+BEGIN SELECT RAISE(ABORT, 'command keys are append-only'); END;
+CREATE TRIGGER command_keys_no_delete BEFORE DELETE ON command_keys
+BEGIN SELECT RAISE(ABORT, 'command keys are append-only'); END;
+CREATE TRIGGER command_keys_once BEFORE INSERT ON command_keys
+WHEN EXISTS (SELECT 1 FROM command_keys WHERE principal = NEW.principal AND idempotency_key = NEW.idempotency_key)
+BEGIN SELECT RAISE(ABORT, 'a command key is used once'); END;
+CREATE TRIGGER event_versions_no_delete BEFORE DELETE ON event_versions
+BEGIN SELECT RAISE(ABORT, 'stored versions are never forgotten'); END;
+CREATE TRIGGER event_versions_no_update BEFORE UPDATE ON event_versions
+BEGIN SELECT RAISE(ABORT, 'stored versions are never forgotten'); END;

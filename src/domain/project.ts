@@ -1,0 +1,122 @@
+/**
+ * project: one repository (or plain folder) of a workspace (SPEC §8). `active → archived`.
+ *
+ * Ids are UUIDs: two clones of one repository are two projects, the git common directory is an attribute that
+ * the client, which sees the disk, tells. Nothing changes in a closed workspace.
+ */
+import { Type } from "typebox";
+import { aggregate, command, event, missing, query, type RowOf, reject, table } from "../kernel/aggregate.ts";
+import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+
+const Status = oneOf("active", "archived");
+
+const shown = {
+  project_id: Id,
+  workspace_id: Id,
+  name: Name,
+  status: Status,
+  repo_path: nullable(Path),
+  git_common_dir: nullable(Path),
+  created_at: Time,
+  updated_at: Time,
+  version: Seq,
+};
+
+const projects = table(
+  { ...shown, name_key: Type.String() },
+  {
+    key: ["project_id"],
+    unique: [["workspace_id", "name_key"]],
+    index: [["workspace_id", "status"]],
+    hidden: ["name_key"],
+  },
+);
+
+declare module "../kernel/aggregate.ts" {
+  interface Tables {
+    projects: RowOf<typeof projects>;
+  }
+}
+
+const attributes = { repo_path: Type.Optional(Path), git_common_dir: Type.Optional(Path) };
+
+export const project = aggregate("project", { status: "absent" as "absent" | "active" | "archived" })({
+  commands: {
+    create: command({ workspace_id: Id, name: Name, ...attributes }, "Create a project in a workspace.", {
+      creates: true,
+    }),
+    archive: command({ project_id: Id }, "Archive a project: it stays readable, its name stays taken."),
+  },
+  events: {
+    created: event(1, { name: Name, ...attributes }),
+    archived: event(1, {}),
+  },
+  reasons: {
+    "project.name_taken": "choose another name, or use the project that details.project_id names",
+  },
+  scope: (id, { workspace_id }) => ({ workspace_id: workspace_id as string, project_id: id }),
+  decide: {
+    create(_, { workspace_id, name, repo_path, git_common_dir }, { find }) {
+      const parent = find.one("workspaces", { workspace_id });
+      if (!parent) return missing("workspace", workspace_id);
+      if (parent.status === "closed") return reject("workspace.closed", { workspace_id });
+      const named = find.one("projects", { workspace_id, name_key: foldCase(name) });
+      if (named) return reject("project.name_taken", { project_id: named.project_id });
+      return [{ type: "created", payload: { name, repo_path, git_common_dir } }];
+    },
+    archive(state, { project_id }, { find }) {
+      if (state.status === "archived") return [];
+      const workspace_id = find.one("projects", { project_id })?.workspace_id;
+      if (find.one("workspaces", { workspace_id })?.status === "closed")
+        return reject("workspace.closed", { workspace_id });
+      return [{ type: "archived", payload: {} }];
+    },
+  },
+  evolve: {
+    created: () => ({ status: "active" }),
+    archived: () => ({ status: "archived" }),
+  },
+  readModel: {
+    version: 1,
+    tables: { projects },
+    apply: {
+      created: (rows, { subject, workspace_id, payload, timestamp, seq_stream }) =>
+        rows.projects.insert({
+          project_id: subject.id,
+          workspace_id: workspace_id ?? "",
+          name: payload.name,
+          status: "active",
+          repo_path: payload.repo_path ?? null,
+          git_common_dir: payload.git_common_dir ?? null,
+          created_at: timestamp,
+          updated_at: timestamp,
+          version: seq_stream,
+          name_key: foldCase(payload.name),
+        }),
+      archived: (rows, { subject, timestamp, seq_stream }) =>
+        rows.projects.update(
+          { project_id: subject.id },
+          { status: "archived", updated_at: timestamp, version: seq_stream },
+        ),
+    },
+  },
+  queries: {
+    list: query(
+      { workspace_id: Type.Optional(Id), status: Type.Optional(Status), name: Type.Optional(Name) },
+      pageOf(Type.Object(shown, { additionalProperties: false })),
+      "List projects, oldest first.",
+      (read, { workspace_id, status, name, ...page }) =>
+        read.page(
+          "projects",
+          { workspace_id, status, name_key: name === undefined ? undefined : foldCase(name) },
+          page,
+        ),
+    ),
+    get: query(
+      { project_id: Id },
+      Type.Object({ as_of_seq: Seq, ...shown }, { additionalProperties: false }),
+      "Show one project.",
+      (read, { project_id }) => read.one("projects", { project_id }) ?? missing("project", project_id),
+    ),
+  },
+});

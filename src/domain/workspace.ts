@@ -1,0 +1,117 @@
+/**
+ * workspace: the place where projects live (SPEC §8). `open ⇄ closed`.
+ *
+ * A name is taken by any workspace, open or closed, without regard to case; so is a root path. Opening an
+ * open workspace, or closing a closed one, is accepted and changes nothing.
+ */
+import { Type } from "typebox";
+import { aggregate, command, event, missing, query, type RowOf, reject, table } from "../kernel/aggregate.ts";
+import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+
+const Status = oneOf("open", "closed");
+
+const shown = {
+  workspace_id: Id,
+  name: Name,
+  status: Status,
+  root_path: nullable(Path),
+  created_at: Time,
+  updated_at: Time,
+  version: Seq,
+};
+
+const workspaces = table(
+  { ...shown, name_key: Type.String() },
+  { key: ["workspace_id"], unique: [["name_key"], ["root_path"]], index: [["status"]], hidden: ["name_key"] },
+);
+
+declare module "../kernel/aggregate.ts" {
+  interface Tables {
+    workspaces: RowOf<typeof workspaces>;
+  }
+}
+
+export const workspace = aggregate("workspace", { status: "absent" as "absent" | "open" | "closed" })({
+  commands: {
+    create: command(
+      { name: Name, root_path: Type.Optional(Path) },
+      "Create a workspace, open from the start.",
+      { creates: true },
+    ),
+    open: command({ workspace_id: Id }, "Open a closed workspace."),
+    close: command(
+      { workspace_id: Id },
+      "Close a workspace: nothing in it can change until it is opened again.",
+    ),
+  },
+  events: {
+    created: event(1, { name: Name, root_path: Type.Optional(Path) }),
+    opened: event(1, {}),
+    closed: event(1, {}),
+  },
+  reasons: {
+    "workspace.name_taken": "choose another name, or use the workspace that details.workspace_id names",
+    "workspace.path_taken": "choose another root path, or use the workspace that details.workspace_id names",
+    "workspace.closed": "open it first: mp workspace open WORKSPACE",
+  },
+  scope: (id) => ({ workspace_id: id }),
+  decide: {
+    create(_, { name, root_path }, { find }) {
+      const named = find.one("workspaces", { name_key: foldCase(name) });
+      if (named) return reject("workspace.name_taken", { workspace_id: named.workspace_id });
+      const rooted = root_path === undefined ? undefined : find.one("workspaces", { root_path });
+      if (rooted) return reject("workspace.path_taken", { workspace_id: rooted.workspace_id });
+      return [{ type: "created", payload: { name, root_path } }];
+    },
+    open: (state) => (state.status === "open" ? [] : [{ type: "opened", payload: {} }]),
+    close: (state) => (state.status === "closed" ? [] : [{ type: "closed", payload: {} }]),
+  },
+  evolve: {
+    created: () => ({ status: "open" }),
+    opened: () => ({ status: "open" }),
+    closed: () => ({ status: "closed" }),
+  },
+  readModel: {
+    version: 1,
+    tables: { workspaces },
+    apply: {
+      created: (rows, { subject, payload, timestamp, seq_stream }) =>
+        rows.workspaces.insert({
+          workspace_id: subject.id,
+          name: payload.name,
+          status: "open",
+          root_path: payload.root_path ?? null,
+          created_at: timestamp,
+          updated_at: timestamp,
+          version: seq_stream,
+          name_key: foldCase(payload.name),
+        }),
+      opened: (rows, { subject, timestamp, seq_stream }) =>
+        rows.workspaces.update(
+          { workspace_id: subject.id },
+          { status: "open", updated_at: timestamp, version: seq_stream },
+        ),
+      closed: (rows, { subject, timestamp, seq_stream }) =>
+        rows.workspaces.update(
+          { workspace_id: subject.id },
+          { status: "closed", updated_at: timestamp, version: seq_stream },
+        ),
+    },
+  },
+  queries: {
+    list: query(
+      { status: Type.Optional(Status), name: Type.Optional(Name) },
+      pageOf(Type.Object(shown, { additionalProperties: false })),
+      "List workspaces, oldest first.",
+      (read, { status, name, ...page }) =>
+        read.page("workspaces", { status, name_key: name === undefined ? undefined : foldCase(name) }, page),
+    ),
+    get: query(
+      { workspace_id: Id },
+      Type.Object({ as_of_seq: Seq, ...shown }, { additionalProperties: false }),
+      "Show one workspace.",
+      (read, { workspace_id }) =>
+        read.one("workspaces", { workspace_id }) ?? missing("workspace", workspace_id),
+    ),
+  },
+});

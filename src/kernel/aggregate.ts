@@ -1,0 +1,321 @@
+/**
+ * What an aggregate is: data plus pure functions (SPEC §8).
+ *
+ * A domain file hands one object to `aggregate`: commands, events, `decide`, `evolve`, a read model and its
+ * queries. Types flow from the schemas; a missing `decide`, `evolve` or `apply` does not compile. `decide` never throws,
+ * never reads a clock, never writes; `evolve` and `apply` see nothing but the event, so replay needs no clock
+ * and no luck. Route, CLI verb, Eden type, JSON Schema and docs derive from here.
+ */
+import type { Static, TObject, TProperties, TSchema } from "typebox";
+import { object } from "./schema.ts";
+
+export interface Actor {
+  readonly id: string;
+  readonly kind: "user" | "session" | "system" | "ci" | "service";
+  readonly on_behalf_of?: { readonly id: string; readonly kind: string };
+}
+
+/** The event envelope of SPEC §4. */
+export interface Event<P = unknown> {
+  readonly actor: Actor;
+  readonly causality: {
+    readonly command_id: string;
+    readonly idempotency_key: string;
+    readonly parent_event_id?: string;
+  };
+  readonly event_id: string;
+  readonly event_type: string;
+  readonly payload: P;
+  readonly prev_hash: string;
+  readonly project_id?: string;
+  readonly schema_version: number;
+  readonly seq_global: number;
+  readonly seq_stream: number;
+  readonly stream: string;
+  readonly subject: { readonly id: string; readonly kind: string };
+  readonly timestamp: string;
+  readonly trace_id: string;
+  readonly workspace_id?: string;
+}
+
+/** What every event of a stream has in its envelope. It is fixed by the first one: a stream never moves. */
+export interface Scope {
+  readonly workspace_id?: string | undefined;
+  readonly project_id?: string | undefined;
+}
+
+/** An old version of a payload and the pure, total step to the next version (SPEC §13). */
+export interface Older {
+  readonly payload: TSchema;
+  up(payload: never): unknown;
+}
+export type OlderVersions = Readonly<Record<number, Older>>;
+
+export interface CommandSpec<P extends TProperties = TProperties> {
+  readonly doc: string;
+  readonly version: number;
+  readonly payload: TObject<P>;
+  readonly older: OlderVersions;
+  /** True for commands that make their subject; the daemon chooses its id. */
+  readonly creates: boolean;
+  /** Schema of the receipt's `result`. */
+  readonly result: TSchema;
+}
+
+/**
+ * Declare a command.
+ * @param fields its payload, current version
+ * @param doc one sentence for help and docs
+ * @param more `creates`: it makes its subject; `result`: what the receipt's `result` holds; `version` and `older` once
+ *   the payload has changed
+ */
+export function command<P extends TProperties>(
+  fields: P,
+  doc: string,
+  more: { creates?: boolean; result?: TSchema; version?: number; older?: OlderVersions } = {},
+): CommandSpec<P> {
+  return {
+    doc,
+    version: more.version ?? 1,
+    payload: object(fields),
+    older: more.older ?? {},
+    creates: more.creates ?? false,
+    result: more.result ?? object({}),
+  };
+}
+
+export interface EventSpec<P extends TProperties = TProperties> {
+  readonly version: number;
+  readonly payload: TObject<P>;
+  readonly older: OlderVersions;
+}
+
+/**
+ * Declare an event.
+ * @param version the current version; a published one never changes (SPEC §13)
+ * @param fields the payload of that version
+ * @param older each earlier version with its upcaster to the next one
+ */
+export function event<P extends TProperties>(
+  version: number,
+  fields: P,
+  older: OlderVersions = {},
+): EventSpec<P> {
+  return { version, payload: object(fields), older };
+}
+
+/** A table of a read model: its columns are a schema, its SQL derives from it. */
+export interface TableSpec<P extends TProperties = TProperties> {
+  readonly row: TObject<P>;
+  readonly key: readonly string[];
+  readonly unique: readonly (readonly string[])[];
+  readonly index: readonly (readonly string[])[];
+  /** Columns that queries do not show. */
+  readonly hidden: readonly string[];
+}
+
+/**
+ * Declare a table.
+ * @param columns string → TEXT, integer → INTEGER; `nullable` ones may be null
+ * @param more `key` primary key; `unique` and `index` further indexes; `hidden` columns that no answer shows
+ */
+export function table<P extends TProperties>(
+  columns: P,
+  more: {
+    key: readonly (keyof P & string)[];
+    unique?: readonly (readonly (keyof P & string)[])[];
+    index?: readonly (readonly (keyof P & string)[])[];
+    hidden?: readonly (keyof P & string)[];
+  },
+): TableSpec<P> {
+  return {
+    row: object(columns),
+    key: more.key,
+    unique: more.unique ?? [],
+    index: more.index ?? [],
+    hidden: more.hidden ?? [],
+  };
+}
+
+/**
+ * The rows of every read model, by table name. Each domain file adds its own by declaration merging, so that
+ * `find` and `read` are typed without one domain file importing another.
+ */
+// biome-ignore lint/suspicious/noEmptyInterface: it is filled by declaration merging
+export interface Tables {}
+
+export type RowOf<T extends TableSpec> = Static<T["row"]>;
+type TableName = keyof Tables & string;
+type Where<R> = { readonly [K in keyof R]?: R[K] | undefined };
+
+/** Read models as `decide` sees them: inside the writer's own transaction, so on the truth. */
+export interface Find {
+  one<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T] | undefined;
+  all<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T][];
+}
+
+/** Read models as a query sees them: one consistent snapshot, hidden columns left out. */
+export interface Read {
+  one<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T] | undefined;
+  /** A page in key order; `where` members that are undefined do not filter. */
+  page<T extends TableName>(
+    table: T,
+    where: Where<Tables[T]>,
+    params: { readonly limit?: number | undefined; readonly cursor?: string | undefined },
+  ): { items: Tables[T][]; next: string | null };
+}
+
+/** A table as its own projection writes it. */
+export interface Rows<R> {
+  insert(row: R): void;
+  /** Change the rows that match; naming a column that does not exist is a bug and throws. */
+  update(where: Where<R>, change: Where<R>): void;
+  delete(where: Where<R>): void;
+}
+
+export interface QuerySpec<P extends TProperties = TProperties> {
+  readonly doc: string;
+  readonly version: number;
+  readonly params: TObject<P>;
+  /** Schema of the whole answer. */
+  readonly answer: TSchema;
+}
+
+/** A query that reads an aggregate's read model. The kernel's own queries are answered by the daemon instead. */
+export interface ReadQuery<P extends TProperties = TProperties> extends QuerySpec<P> {
+  run(read: Read, params: never): object | Refused;
+}
+
+/**
+ * Declare a query.
+ * @param params what it takes; `limit`, `cursor` and `min_seq` are added by the kernel
+ * @param answer schema of the whole answer, with `as_of_seq`
+ * @param doc one sentence
+ * @param run reads and answers, without `as_of_seq`; a `Refused` where there is no such thing
+ */
+export function query<P extends TProperties>(
+  params: P,
+  answer: TSchema,
+  doc: string,
+  run: (read: Read, params: Static<TObject<P>> & { limit?: number; cursor?: string }) => object | Refused,
+): ReadQuery<P> {
+  return { doc, version: 1, params: object(params), answer, run: run as ReadQuery["run"] };
+}
+
+/** Why a decision went against the command. The reasons an aggregate can give are listed in its `reasons`. */
+export interface Refused {
+  readonly refused: "conflict" | "not_found";
+  readonly reason: string | null;
+  readonly details: Readonly<Record<string, unknown>>;
+}
+
+/** Refuse with `conflict` and a reason of the catalogue, such as `workspace.closed`. */
+export function reject(reason: string, details: Readonly<Record<string, unknown>> = {}): Refused {
+  return { refused: "conflict", reason, details };
+}
+
+/** Refuse with `not_found`: the command or query names something that does not exist. */
+export function missing(kind: string, id: string): Refused {
+  return { refused: "not_found", reason: null, details: { kind, id } };
+}
+
+export function isRefused(value: unknown): value is Refused {
+  return typeof value === "object" && value !== null && "refused" in value;
+}
+
+/** Optional members may be given as undefined; the kernel leaves them out of the event (SPEC §4). */
+type Sparse<T> = { [K in keyof T]: Record<never, never> extends Pick<T, K> ? T[K] | undefined : T[K] };
+
+type Commands = Readonly<Record<string, CommandSpec>>;
+type Events = Readonly<Record<string, EventSpec>>;
+type TableSpecs = Readonly<Record<string, TableSpec>>;
+type Queries = Readonly<Record<string, ReadQuery>>;
+
+/** An event as `decide` makes it: its short name and payload; the kernel adds the envelope. */
+export type Made<E extends Events> = {
+  [K in keyof E & string]: { readonly type: K; readonly payload: Sparse<Static<E[K]["payload"]>> };
+}[keyof E & string];
+
+/** Events, or events with a `result` for the receipt, or a refusal. No events: accepted, nothing changes. */
+export type Decision<M> = readonly M[] | { readonly events: readonly M[]; readonly result: object } | Refused;
+
+export interface Context {
+  readonly find: Find;
+  /** The subject's id; for a creating command the id it will have. */
+  readonly id: string;
+  /** The command's time, RFC 3339: an input like any other, the same for all events of the command. */
+  readonly at: string;
+}
+
+export interface Aggregate<
+  K extends string = string,
+  S = never,
+  C extends Commands = Commands,
+  E extends Events = Events,
+  T extends TableSpecs = TableSpecs,
+  Q extends Queries = Queries,
+> {
+  readonly kind: K;
+  readonly initial: S;
+  readonly commands: C;
+  readonly events: E;
+  /** Each `conflict` reason this aggregate can give, with what to do about it. */
+  readonly reasons: Readonly<Record<string, string>>;
+  /** The scope of a new stream, from the command that creates it. */
+  readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
+  readonly decide: {
+    readonly [N in keyof C & string]: (
+      state: S,
+      payload: Static<C[N]["payload"]>,
+      context: Context,
+    ) => Decision<Made<E>>;
+  };
+  readonly evolve: { readonly [N in keyof E & string]: (state: S, payload: Static<E[N]["payload"]>) => S };
+  readonly readModel: {
+    /** Raise it when `apply` changes what it writes: the generation id derives from it. */
+    readonly version: number;
+    readonly tables: T;
+    readonly apply: {
+      readonly [N in keyof E & string]: (
+        rows: { readonly [R in keyof T]: Rows<RowOf<T[R]>> },
+        event: Event<Static<E[N]["payload"]>>,
+      ) => void;
+    };
+  };
+  readonly queries: Q;
+}
+
+/** Any aggregate, its types forgotten: what the kernel works with. */
+export interface AnyAggregate {
+  readonly kind: string;
+  readonly initial: unknown;
+  readonly commands: Commands;
+  readonly events: Events;
+  readonly reasons: Readonly<Record<string, string>>;
+  readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
+  readonly decide: Readonly<
+    Record<
+      string,
+      (state: never, payload: never, context: Context) => Decision<{ type: string; payload: object }>
+    >
+  >;
+  readonly evolve: Readonly<Record<string, (state: never, payload: never) => unknown>>;
+  readonly readModel: {
+    readonly version: number;
+    readonly tables: TableSpecs;
+    readonly apply: Readonly<Record<string, (rows: never, event: never) => void>>;
+  };
+  readonly queries: Queries;
+}
+
+/**
+ * Declare an aggregate: `aggregate("project", initialState)({ … })`.
+ * @param kind the first part of its types and of its streams
+ * @param initial the state of a stream without events
+ * @returns a function that takes the rest and gives it back with its types
+ */
+export function aggregate<K extends string, S>(kind: K, initial: S) {
+  return <C extends Commands, E extends Events, T extends TableSpecs, Q extends Queries>(
+    rest: Omit<Aggregate<K, S, C, E, T, Q>, "kind" | "initial">,
+  ): Aggregate<K, S, C, E, T, Q> => ({ kind, initial, ...rest });
+}

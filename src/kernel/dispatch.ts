@@ -1,0 +1,312 @@
+/**
+ * One envelope in, one answer out: the same on every transport (SPEC §2, §3).
+ *
+ * Parses nothing and knows no socket: it gets a JSON value and who sent it. Checks come in this order: envelope,
+ * type, schema version, payload, key; so the caller hears of the first thing that is wrong with all its places.
+ */
+import { type Static, type TSchema, Type } from "typebox";
+import { type Actor, isRefused } from "./aggregate.ts";
+import type { Outcome, WriteCommand, WriteRequest } from "./execute.ts";
+import { fingerprint } from "./idempotency.ts";
+import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
+import { BadCursor, type ReadModels } from "./projection.ts";
+import { nearest, type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
+import { Id, object, Seq, schemaErrors } from "./schema.ts";
+import type { Hub } from "./stream.ts";
+
+/** Who sent a request: made from the credential, never from the envelope (SPEC §2). */
+export interface Caller {
+  readonly actor: Actor;
+  /** Scope of idempotency keys. */
+  readonly principal: string;
+}
+
+export const TraceId = Type.String({
+  pattern: "^(?!0{32})[0-9a-f]{32}$",
+  description: "32 hex digits, not all zero",
+});
+
+export const IdempotencyKey = Type.String({
+  pattern: "^[!-~]{1,200}$",
+  description: "1–200 printable ASCII characters",
+});
+
+/** The members every envelope may have; `payload` is checked by its own schema. */
+export const envelopeFields = {
+  type: Type.String({ minLength: 1, maxLength: 128 }),
+  schema_version: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })),
+  payload: Type.Record(Type.String(), Type.Unknown()),
+  idempotency_key: Type.Optional(IdempotencyKey),
+  expected_version: Type.Optional(Seq),
+  trace_id: Type.Optional(TraceId),
+  parent_event_id: Type.Optional(Id),
+};
+const Envelope = object(envelopeFields);
+export type Envelope = Static<typeof Envelope>;
+
+const Batch = object({ atomic: Type.Boolean(), commands: Type.Array(Type.Unknown(), { minItems: 1 }) });
+
+/** Most commands of a batch (SPEC §10). */
+export const MAX_BATCH = 1_000;
+
+/** How long `min_seq` waits for the read models, in milliseconds. */
+const MIN_SEQ_WAIT_MS = 5_000;
+
+export type Answer =
+  | { readonly kind: "receipt"; readonly receipt: string; readonly replayed: boolean }
+  | { readonly kind: "result"; readonly result: object }
+  | { readonly kind: "problem"; readonly problem: Problem };
+
+/** Answers one of the kernel's own queries. */
+export type SystemQuery = (params: never) => object | Problem | Promise<object | Problem>;
+
+export interface Dispatch {
+  /** One envelope: a command or a query. */
+  one(value: unknown, caller: Caller, trace_id?: string): Promise<Answer>;
+  /** `{atomic, commands}`: one answer per command, or a problem about the batch itself. */
+  batch(
+    value: unknown,
+    caller: Caller,
+    trace_id?: string,
+  ): Promise<{ answers: Answer[] } | { problem: Problem }>;
+  /** A query with parameters that came as text, as a URL has them. */
+  query(type: string, search: URLSearchParams, trace_id?: string): Promise<Answer>;
+}
+
+/**
+ * Make the dispatcher of a daemon.
+ * @param parts the registry, the writer's queue, the read models, the stream hub and the kernel's own queries
+ */
+export function dispatcher(parts: {
+  registry: Registry;
+  submit(request: WriteRequest): Promise<readonly Outcome[] | Problem>;
+  readModels: ReadModels;
+  hub: Hub;
+  systemQueries: Readonly<Record<string, SystemQuery>>;
+  /** A problem when nothing is taken any more, because the daemon is stopping. */
+  closed(): Problem | undefined;
+}): Dispatch {
+  const { registry, hub } = parts;
+
+  function entryOf(type: string) {
+    return registry.commands.get(type) ?? registry.queries.get(type);
+  }
+
+  /** What is wrong with an envelope; where its type is known, also what is wrong with its payload, all at once. */
+  function envelopeErrors(value: unknown, at = ""): SchemaError[] {
+    const errors = schemaErrors(Envelope, value, at);
+    if (errors.length === 0 || typeof value !== "object" || value === null) return errors;
+    const { type, payload } = value as Partial<Envelope>;
+    const entry = typeof type === "string" ? entryOf(type) : undefined;
+    if (!entry || payload === undefined || errors.some(({ pointer }) => pointer === `${at}/payload`))
+      return errors;
+    const schema = "params" in entry ? entry.params : entry.spec.payload;
+    return [...errors, ...schemaErrors(schema, payload, `${at}/payload`)];
+  }
+
+  /** Everything that can be wrong with a command before the writer sees it. */
+  function prepare(envelope: Envelope, caller: Caller, trace_id: string): WriteCommand | Problem {
+    const entry = registry.commands.get(envelope.type)!;
+    const version = envelope.schema_version ?? entry.spec.version;
+    const schema = schemaOf(entry.spec, version);
+    if (!schema) return unsupported(entry.type, entry.spec.version, trace_id);
+    const errors = schemaErrors(schema, envelope.payload, "/payload");
+    if (errors.length > 0) return invalid(errors, trace_id);
+    if (envelope.idempotency_key === undefined)
+      return problem("idempotency_key_required", `${entry.type} changes state, so it needs a key`, {
+        trace_id,
+      });
+    return {
+      type: entry.type,
+      payload: upcast(entry.type, entry.spec, version, envelope.payload) as Record<string, unknown>,
+      idempotency_key: envelope.idempotency_key,
+      fingerprint: fingerprint(envelope),
+      expected_version: envelope.expected_version,
+      trace_id,
+      parent_event_id: envelope.parent_event_id,
+      principal: caller.principal,
+      actor: caller.actor,
+    };
+  }
+
+  function unknownType(type: string, trace_id: string): Problem {
+    const near = nearest(type, [...registry.commands.keys(), ...registry.queries.keys()]);
+    return problem("unknown_command", "there is no command or query of that type", {
+      trace_id,
+      ...(near.length > 0 && { hint: `did you mean ${near.join(", ")}? 'mp schema list' shows all` }),
+    });
+  }
+
+  async function ask(entry: QueryEntry, params: Record<string, unknown>, trace_id: string): Promise<Answer> {
+    const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
+    const errors = schemaErrors(entry.params, params, "/payload");
+    if (errors.length > 0) return refuse(invalid(errors, trace_id));
+    const { min_seq, ...own } = params;
+    if (typeof min_seq === "number" && !(await hub.reached(min_seq, MIN_SEQ_WAIT_MS)))
+      return refuse(
+        problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`, {
+          details: { head: hub.head, min_seq },
+          hint: "check min_seq: it is the seq_global of a receipt of this log",
+        }),
+      );
+    if (!entry.reads) {
+      const result = await parts.systemQueries[entry.type]!(own as never);
+      return isProblem(result) ? refuse(result) : { kind: "result", result };
+    }
+    const { kind, run } = entry.reads;
+    try {
+      const { as_of_seq, answer } = parts.readModels.snapshot(kind, (read) => run(read, own as never));
+      if (isRefused(answer))
+        return refuse(
+          problem("not_found", `there is no such ${String(answer.details.kind)}`, {
+            details: answer.details,
+          }),
+        );
+      return { kind: "result", result: { as_of_seq, ...answer } };
+    } catch (error) {
+      if (!(error instanceof BadCursor)) throw error;
+      return refuse(
+        invalid([{ pointer: "/payload/cursor", message: "must be the 'next' of an earlier page" }], trace_id),
+      );
+    }
+  }
+
+  return {
+    async one(value, caller, given) {
+      const trace_id = traceOf(value, given);
+      const closed = parts.closed();
+      if (closed) return { kind: "problem", problem: { ...closed, trace_id } };
+      const errors = envelopeErrors(value);
+      if (errors.length > 0) return { kind: "problem", problem: invalid(errors, trace_id) };
+      const envelope = value as Envelope;
+      const entry = entryOf(envelope.type);
+      if (!entry) return { kind: "problem", problem: unknownType(envelope.type, trace_id) };
+      if ("params" in entry) {
+        if (envelope.schema_version !== undefined && envelope.schema_version !== entry.spec.version)
+          return { kind: "problem", problem: unsupported(entry.type, entry.spec.version, trace_id) };
+        const extra = (["idempotency_key", "expected_version", "parent_event_id"] as const)
+          .filter((name) => envelope[name] !== undefined)
+          .map((name) => ({ pointer: `/${name}`, message: "is not taken by a query" }));
+        if (extra.length > 0) return { kind: "problem", problem: invalid(extra, trace_id) };
+        return ask(entry, envelope.payload, trace_id);
+      }
+      const command = prepare(envelope, caller, trace_id);
+      if (isProblem(command)) return { kind: "problem", problem: command };
+      const outcomes = await parts.submit({ commands: [command], atomic: false });
+      return isProblem(outcomes)
+        ? { kind: "problem", problem: { ...outcomes, trace_id } }
+        : answerOf(outcomes[0]!);
+    },
+
+    async batch(value, caller, given) {
+      const trace_id = traceOf(undefined, given);
+      const closed = parts.closed();
+      if (closed) return { problem: { ...closed, trace_id } };
+      const errors = schemaErrors(Batch, value);
+      if (errors.length > 0) return { problem: invalid(errors, trace_id) };
+      const { atomic, commands: sent } = value as Static<typeof Batch>;
+      if (sent.length > MAX_BATCH)
+        return {
+          problem: problem("payload_too_large", `a batch has at most ${MAX_BATCH} commands`, { trace_id }),
+        };
+      const prepared = sent.map((each, index): WriteCommand | Problem => {
+        const at = `/commands/${index}`;
+        const own = traceOf(each, given);
+        const wrong = envelopeErrors(each, at);
+        if (wrong.length > 0) return invalid(wrong, own);
+        const envelope = each as Envelope;
+        const entry = entryOf(envelope.type);
+        if (!entry) return unknownType(envelope.type, own);
+        if ("params" in entry)
+          return invalid(
+            [{ pointer: `${at}/type`, message: "is a query: a batch takes commands only" }],
+            own,
+          );
+        const command = prepare(envelope, caller, own);
+        if (!isProblem(command) || !command.errors) return command;
+        return {
+          ...command,
+          errors: command.errors.map((error) => ({ ...error, pointer: at + error.pointer })),
+        };
+      });
+      const bad = prepared.findIndex(isProblem);
+      if (atomic && bad >= 0) {
+        // Nothing was decided: the answer is about the one that is wrong.
+        const found = prepared[bad] as Problem;
+        return { problem: { ...found, details: { ...found.details, index: bad } } };
+      }
+      const commands = prepared.filter((each): each is WriteCommand => !isProblem(each));
+      const outcomes = commands.length > 0 ? await parts.submit({ commands, atomic }) : [];
+      if (isProblem(outcomes)) return { problem: { ...outcomes, trace_id } };
+      const refused = atomic ? outcomes.find((outcome) => "problem" in outcome) : undefined;
+      if (refused) return refused as { problem: Problem };
+      let next = 0;
+      return {
+        answers: prepared.map((each) =>
+          isProblem(each) ? { kind: "problem", problem: each } : answerOf(outcomes[next++]!),
+        ),
+      };
+    },
+
+    async query(type, search, given) {
+      const trace_id = traceOf(undefined, given);
+      const entry = registry.queries.get(type);
+      if (!entry) return { kind: "problem", problem: unknownType(type, trace_id) };
+      return ask(entry, fromText(entry.params.properties, search), trace_id);
+    },
+  };
+}
+
+function answerOf(outcome: Outcome): Answer {
+  return "problem" in outcome
+    ? { kind: "problem", problem: outcome.problem }
+    : { kind: "receipt", receipt: outcome.receipt, replayed: outcome.replayed };
+}
+
+function invalid(errors: SchemaError[], trace_id: string): Problem {
+  const [first] = errors;
+  const detail =
+    errors.length === 1 && first
+      ? `${first.pointer || "the request"} ${first.message}`
+      : `the request breaks its schema in ${errors.length} places`;
+  return problem("invalid_schema", detail, { errors, trace_id });
+}
+
+function unsupported(type: string, current: number, trace_id: string): Problem {
+  return problem("unsupported_schema_version", `${type} is at schema version ${current} here`, {
+    details: { type, current },
+    trace_id,
+  });
+}
+
+/** The envelope's own trace id, else the transport's, else a new one (SPEC §2). */
+function traceOf(value: unknown, given: string | undefined): string {
+  const own = (value as { trace_id?: unknown } | null | undefined)?.trace_id;
+  if (typeof own === "string" && /^(?!0{32})[0-9a-f]{32}$/.test(own)) return own;
+  return given ?? freshTrace();
+}
+
+function freshTrace(): string {
+  return crypto.randomUUID().replaceAll("-", "");
+}
+
+/**
+ * Parameters as a URL has them: text becomes what the schema wants, and only that. What does not fit stays text, so the
+ * schema refuses it with its pointer. A list is the parameter repeated, or its values with commas.
+ */
+export function fromText(
+  fields: Readonly<Record<string, TSchema>>,
+  search: URLSearchParams,
+): Record<string, unknown> {
+  const params: Record<string, unknown> = {};
+  for (const name of new Set(search.keys())) {
+    const all = search.getAll(name);
+    const type = (fields[name] as { type?: string } | undefined)?.type;
+    if (type === "array") params[name] = all.flatMap((text) => text.split(","));
+    else if (all.length > 1) params[name] = all;
+    else if (type === "integer" && /^-?\d{1,16}$/.test(all[0]!)) params[name] = Number(all[0]);
+    else if (type === "boolean" && /^(true|false)$/.test(all[0]!)) params[name] = all[0] === "true";
+    else params[name] = all[0];
+  }
+  return params;
+}

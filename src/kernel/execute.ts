@@ -1,0 +1,393 @@
+/**
+ * THE main path: one command → a receipt or a problem (SPEC §2, §3, §7), on the writer's connection.
+ *
+ *   dedupe ─▶ load ─▶ expected_version ─▶ decide ─▶ encode ─▶ append ─▶ project ─▶ receipt and key
+ *
+ * Always holds: everything a command writes is in the transaction of its batch; a refusal writes nothing and uses up no
+ * key; an exception is a bug: the batch is rolled back and its commands run one by one, so that only the guilty one
+ * answers `internal`. Requests come here parsed, validated and in their current version (dispatch.ts).
+ */
+import type { Database } from "bun:sqlite";
+import { type Actor, type Context, type Event, isRefused, type Refused, type Scope } from "./aggregate.ts";
+import { type Clock, wireTime } from "./clock.ts";
+import { isStorageError } from "./database.ts";
+import { CommandKeys } from "./idempotency.ts";
+import { type Encoded, encode, type LogReader, type LogWriter, MAX_EVENT_BYTES, type Stored } from "./log.ts";
+import { type Problem, problem } from "./problems.ts";
+import { ProjectionStopped, type Projections } from "./projection.ts";
+import { type CommandEntry, currentEvent, type Registry } from "./registry.ts";
+
+/** One command as the front hands it over. */
+export interface WriteCommand {
+  readonly type: string;
+  readonly payload: Record<string, unknown>;
+  readonly idempotency_key: string;
+  readonly fingerprint: string;
+  readonly expected_version?: number | undefined;
+  readonly trace_id: string;
+  readonly parent_event_id?: string | undefined;
+  /** Scope of the key: the credential, not the person (SPEC §7). */
+  readonly principal: string;
+  readonly actor: Actor;
+}
+
+/** What one command comes to: a receipt as JSON text, or a problem. */
+export type Outcome =
+  | { readonly receipt: string; readonly replayed: boolean }
+  | { readonly problem: Problem };
+
+/** One command, or a batch that is all or nothing. */
+export interface WriteRequest {
+  readonly commands: readonly WriteCommand[];
+  readonly atomic: boolean;
+}
+
+/** Something to do once a commit has made it true. */
+export type Effect =
+  | { readonly kind: "shutdown" }
+  | { readonly kind: "rebuild"; readonly projections: readonly string[] };
+
+export interface Committed {
+  /** One list of outcomes per request, in order. */
+  readonly outcomes: readonly (readonly Outcome[])[];
+  /** What was appended, in order. */
+  readonly events: readonly Stored[];
+  readonly effects: readonly Effect[];
+  readonly head: number;
+}
+
+/** COMMIT itself failed: nobody knows what is on disk. The process must end (SPEC §11). */
+export class OutcomeUnknown extends Error {}
+
+/** A stream as `decide` needs it. */
+interface Loaded {
+  readonly state: unknown;
+  readonly version: number;
+  readonly scope: Scope;
+}
+
+/** Streams kept folded in memory; the log has the rest. */
+const MAX_LOADED = 10_000;
+
+export class Executor {
+  readonly #keys: CommandKeys;
+  readonly #loaded = new Map<string, Loaded>();
+  #events: Stored[] = [];
+  #effects: Effect[] = [];
+
+  constructor(
+    readonly db: Database,
+    readonly registry: Registry,
+    readonly log: LogWriter,
+    readonly reader: LogReader,
+    readonly projections: Projections,
+    readonly clock: Clock,
+    /** What the daemon is called in receipts of its own commands. */
+    readonly start_id: string,
+    /** Told of every bug, once. */
+    readonly onBug: (trace_id: string, error: unknown) => void,
+  ) {
+    this.#keys = new CommandKeys(db);
+  }
+
+  /**
+   * Run requests in one transaction and make them durable.
+   * @returns after the commit
+   * @throws OutcomeUnknown when the commit failed
+   */
+  run(requests: readonly WriteRequest[]): Committed {
+    try {
+      return this.#commit(() => requests.map((request) => this.#request(request)));
+    } catch (error) {
+      if (error instanceof OutcomeUnknown) throw error;
+      // A bug in one command must not fail the others: each gets a transaction of its own.
+      if (requests.length > 1) return join(requests.map((request) => this.run([request])));
+      const answer = isStorageError(error)
+        ? problem("read_only", `the database cannot be written (${error.code})`)
+        : problem("internal", "the command met a bug; nothing was changed");
+      const commands = requests[0]!.commands;
+      this.onBug(commands[0]?.trace_id ?? "", error);
+      const outcomes = commands.map((each) => ({ problem: { ...answer, trace_id: each.trace_id } }));
+      return { outcomes: [outcomes], events: [], effects: [], head: this.log.head.seq_global };
+    }
+  }
+
+  #commit(work: () => Outcome[][]): Committed {
+    this.#events = [];
+    this.#effects = [];
+    this.db.run("BEGIN IMMEDIATE");
+    let outcomes: Outcome[][];
+    try {
+      outcomes = work();
+      if (this.#events.length > 0) this.projections.reached(this.log.head.seq_global);
+    } catch (error) {
+      if (this.db.inTransaction) this.db.run("ROLLBACK");
+      this.#forget();
+      throw error;
+    }
+    try {
+      this.db.run("COMMIT");
+    } catch (error) {
+      throw new OutcomeUnknown("the commit failed", { cause: error });
+    }
+    return { outcomes, events: this.#events, effects: this.#effects, head: this.log.head.seq_global };
+  }
+
+  #forget(): void {
+    this.#loaded.clear();
+    this.log.rolledBack();
+  }
+
+  /** One request inside the open transaction. */
+  #request(request: WriteRequest): Outcome[] {
+    if (!request.atomic) return request.commands.map((command) => this.#command(command));
+    const { length } = this.#events;
+    const effects = this.#effects.length;
+    this.db.run("SAVEPOINT atomic");
+    const outcomes: Outcome[] = [];
+    for (const [index, command] of request.commands.entries()) {
+      const outcome = this.#command(command);
+      outcomes.push(outcome);
+      if (!("problem" in outcome)) continue;
+      this.db.run("ROLLBACK TO atomic");
+      this.db.run("RELEASE atomic");
+      this.#forget();
+      this.#events.length = length;
+      this.#effects.length = effects;
+      // All or nothing: each command of the batch answers with the refusal of the one that was refused.
+      const refused = { ...outcome.problem, details: { ...outcome.problem.details, index } };
+      return request.commands.map(() => ({ problem: refused }));
+    }
+    this.db.run("RELEASE atomic");
+    return outcomes;
+  }
+
+  #command(command: WriteCommand): Outcome {
+    try {
+      return this.#execute(command);
+    } catch (error) {
+      if (!(error instanceof ProjectionStopped)) throw error;
+      const { projection } = error;
+      return {
+        problem: problem(
+          "read_only",
+          `the projection '${projection}' has stopped, and this command needs it`,
+          {
+            details: { projection },
+            hint: "see 'mp projection list'; once the cause is mended: mp projection rebuild",
+            trace_id: command.trace_id,
+          },
+        ),
+      };
+    }
+  }
+
+  #execute(command: WriteCommand): Outcome {
+    const entry = this.registry.commands.get(command.type)!;
+    const refuse = (
+      code: Parameters<typeof problem>[0],
+      detail: string,
+      extra: Parameters<typeof problem>[2] = {},
+    ) => ({
+      problem: problem(code, detail, { ...extra, trace_id: command.trace_id }),
+    });
+
+    const known = this.#keys.find(command.principal, command.idempotency_key);
+    if (known?.fingerprint === command.fingerprint) return { receipt: known.receipt, replayed: true };
+    if (known) return refuse("idempotency_key_reused", "another command was carried out under this key");
+    if (command.parent_event_id !== undefined && !this.reader.byId(command.parent_event_id))
+      return refuse("not_found", "there is no event with the parent_event_id", {
+        details: { kind: "event", id: command.parent_event_id },
+      });
+    if (!entry.aggregate) return this.#system(entry, command, refuse);
+
+    const { aggregate } = entry;
+    const { kind } = aggregate;
+    const id = entry.spec.creates ? this.clock.id() : (command.payload[`${kind}_id`] as string);
+    const stream = `${kind}/${id}`;
+    this.projections.needs(kind);
+    const loaded = this.#load(entry, stream);
+    if (loaded.version === 0 && !entry.spec.creates)
+      return refuse("not_found", `there is no such ${kind}`, { details: { kind, id } });
+    if (command.expected_version !== undefined && command.expected_version !== loaded.version) {
+      const { expected_version: expected } = command;
+      return refuse(
+        "expected_version_mismatch",
+        `${stream} is at version ${loaded.version}, not ${expected}`,
+        {
+          details: { stream, expected, actual: loaded.version },
+          hint: entry.spec.creates
+            ? "a command that creates always expects version 0: leave expected_version out, or send 0"
+            : `read the ${kind} again and decide on its version ${loaded.version}`,
+        },
+      );
+    }
+
+    const at = wireTime(this.clock.now());
+    const context: Context = { find: this.projections.find, id, at };
+    const decision = aggregate.decide[entry.name]!(loaded.state as never, command.payload as never, context);
+    if (isRefused(decision)) return { problem: this.#refusal(decision, command) };
+    const { events, result } = "events" in decision ? decision : { events: decision, result: {} };
+
+    const scope = loaded.version === 0 ? aggregate.scope(id, command.payload, context.find) : loaded.scope;
+    const command_id = this.clock.id();
+    const encoded: Encoded[] = [];
+    let { state, version } = loaded;
+    let { head } = this.log;
+    for (const made of events) {
+      version += 1;
+      const payload = given(made.payload);
+      const next = encode(
+        {
+          actor: command.actor,
+          causality: {
+            command_id,
+            idempotency_key: command.idempotency_key,
+            ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
+          },
+          event_id: this.clock.id(),
+          event_type: `${kind}.${made.type}`,
+          payload,
+          ...(scope.project_id !== undefined && { project_id: scope.project_id }),
+          schema_version: aggregate.events[made.type]!.version,
+          seq_stream: version,
+          stream,
+          subject: { id, kind },
+          timestamp: at,
+          trace_id: command.trace_id,
+          ...(scope.workspace_id !== undefined && { workspace_id: scope.workspace_id }),
+        },
+        head,
+      );
+      if (next.bytes.length > MAX_EVENT_BYTES)
+        return refuse(
+          "payload_too_large",
+          `the event would have ${next.bytes.length} bytes, at most ${MAX_EVENT_BYTES} fit`,
+        );
+      encoded.push(next);
+      head = { seq_global: next.event.seq_global, leaf: next.leaf };
+      state = aggregate.evolve[made.type]!(state as never, payload as never);
+    }
+
+    for (const stored of this.log.append(encoded)) this.#events.push(stored);
+    for (const { event } of encoded) this.projections.apply(event);
+    this.#remember(stream, { state, version, scope });
+    return this.#receipt(command, {
+      command_id,
+      kind,
+      id,
+      version,
+      result,
+      events: encoded.map((each) => each.event),
+    });
+  }
+
+  /** The kernel's own commands: they change no stream, and act once the commit has made them true. */
+  #system(
+    entry: CommandEntry,
+    command: WriteCommand,
+    refuse: (code: "not_found" | "expected_version_mismatch", detail: string, extra?: object) => Outcome,
+  ): Outcome {
+    if (command.expected_version)
+      return refuse("expected_version_mismatch", "a command of the kernel has no stream: its version is 0");
+    const receipt = { command_id: this.clock.id(), version: 0, events: [] };
+    if (entry.type === "daemon.shutdown") {
+      this.#effects.push({ kind: "shutdown" });
+      return this.#receipt(command, { ...receipt, kind: "daemon", id: this.start_id, result: {} });
+    }
+    const names = this.projections.status().map((each) => each.name);
+    const { name } = command.payload as { name?: string };
+    if (name !== undefined && !names.includes(name))
+      return refuse("not_found", "there is no such projection", { hint: `there are: ${names.join(", ")}` });
+    const projections = name === undefined ? names : [name];
+    this.#effects.push({ kind: "rebuild", projections });
+    return this.#receipt(command, {
+      ...receipt,
+      kind: "projection",
+      id: name ?? "*",
+      result: { projections },
+    });
+  }
+
+  #receipt(
+    command: WriteCommand,
+    done: {
+      command_id: string;
+      kind: string;
+      id: string;
+      version: number;
+      result: object;
+      events: readonly Event[];
+    },
+  ): Outcome {
+    const receipt = JSON.stringify({
+      command_id: done.command_id,
+      type: command.type,
+      subject: { kind: done.kind, id: done.id },
+      version: done.version,
+      seq_global: this.log.head.seq_global,
+      events: done.events.map(({ event_id, event_type, seq_global, seq_stream }) => ({
+        event_id,
+        event_type,
+        seq_global,
+        seq_stream,
+      })),
+      result: done.result,
+      replayed: false,
+    });
+    this.#keys.insert(command.principal, command.idempotency_key, command.fingerprint, receipt);
+    return { receipt, replayed: false };
+  }
+
+  #refusal(refused: Refused, command: WriteCommand): Problem {
+    const { trace_id } = command;
+    const details = refused.details;
+    if (refused.refused === "not_found")
+      return problem("not_found", `there is no such ${String(details.kind)}`, { details, trace_id });
+    const reason = refused.reason!;
+    return problem("conflict", `refused by the rule ${reason}`, {
+      reason,
+      details,
+      trace_id,
+      hint: this.registry.reasons.get(reason)!,
+    });
+  }
+
+  #load(entry: CommandEntry, stream: string): Loaded {
+    const aggregate = entry.aggregate!;
+    if (entry.spec.creates) return { state: aggregate.initial, version: 0, scope: {} };
+    const kept = this.#loaded.get(stream);
+    if (kept) return kept;
+    const rows = this.reader.stream(stream);
+    let state = aggregate.initial;
+    let scope: Scope = {};
+    for (const row of rows) {
+      const event = currentEvent(this.registry, JSON.parse(row.body) as Event);
+      const { name } = this.registry.events.get(event.event_type)!;
+      state = aggregate.evolve[name]!(state as never, event.payload as never);
+      scope = { workspace_id: event.workspace_id, project_id: event.project_id };
+    }
+    return { state, version: rows.length, scope };
+  }
+
+  /** Keep a stream folded; the one that was not touched for longest makes room. */
+  #remember(stream: string, loaded: Loaded): void {
+    this.#loaded.delete(stream);
+    this.#loaded.set(stream, loaded);
+    if (this.#loaded.size > MAX_LOADED) this.#loaded.delete(this.#loaded.keys().next().value!);
+  }
+}
+
+/** Absent members are left out, never null or undefined (SPEC §4), so that live and replayed events are equal. */
+function given(payload: object): object {
+  return Object.fromEntries(Object.entries(payload).filter(([, value]) => value !== undefined));
+}
+
+function join(parts: readonly Committed[]): Committed {
+  return {
+    outcomes: parts.flatMap((part) => part.outcomes),
+    events: parts.flatMap((part) => part.events),
+    effects: parts.flatMap((part) => part.effects),
+    head: parts.at(-1)!.head,
+  };
+}

@@ -1,0 +1,319 @@
+/**
+ * The log: append and read. The only SQL on `events` (SPEC §4, §5).
+ *
+ * Always holds: a body is encoded once, hashed, and stored as those bytes; `seq_global` and `seq_stream` have no gap;
+ * each `prev_hash` is the leaf hash of the event before. Nothing here begins or ends a transaction, and
+ * nothing here knows what an event means.
+ */
+import type { Database, Statement } from "bun:sqlite";
+import canonicalize from "canonicalize";
+import type { Event } from "./aggregate.ts";
+
+/** The largest event, in bytes (SPEC §4). */
+export const MAX_EVENT_BYTES = 61_440;
+
+/** What a reader of the log gets: the canonical JSON, and what it takes to convert it. */
+export interface Line {
+  readonly seq_global: number;
+  readonly event_type: string;
+  readonly schema_version: number;
+  readonly body: string;
+}
+
+/** An event as it is stored: its line, and the parts of it that filters look at. */
+export interface Stored extends Line {
+  readonly event_id: string;
+  readonly stream: string;
+  readonly seq_stream: number;
+  readonly workspace_id: string | null;
+  readonly project_id: string | null;
+  readonly subject_kind: string;
+  /** 1 on the last event of a command. */
+  readonly command_end: 0 | 1;
+}
+
+/** An event that is encoded and hashed but not yet stored. */
+export interface Encoded {
+  readonly event: Event;
+  readonly body: string;
+  readonly bytes: Uint8Array;
+  readonly leaf: string;
+}
+
+/** Where the log ends. */
+export interface Head {
+  readonly seq_global: number;
+  /** Leaf hash of the last event, hexadecimal; of the origin when there is none. */
+  readonly leaf: string;
+}
+
+const encoder = new TextEncoder();
+const LEAF = new Uint8Array([0]);
+
+/** SHA-256(0x00 ‖ bytes), hexadecimal: the RFC 6962 leaf hash of an event (SPEC §4). */
+export function leafHash(bytes: Uint8Array): string {
+  return new Bun.CryptoHasher("sha256").update(LEAF).update(bytes).digest("hex");
+}
+
+/** The origin that names a log in its first `prev_hash` and in its checkpoints. */
+export function origin(log_id: string): string {
+  return `mp.local/${log_id}/events`;
+}
+
+/** The `prev_hash` of the first event: SHA-256(origin), hexadecimal. */
+export function originHash(log_id: string): string {
+  return new Bun.CryptoHasher("sha256").update(origin(log_id)).digest("hex");
+}
+
+/**
+ * Encode an event after a given head.
+ * @param event the envelope without its place in the chain
+ * @param head what it comes after
+ * @returns its bytes and leaf hash; the caller checks the size against MAX_EVENT_BYTES
+ */
+export function encode(event: Omit<Event, "prev_hash" | "seq_global">, head: Head): Encoded {
+  const whole: Event = { ...event, prev_hash: head.leaf, seq_global: head.seq_global + 1 };
+  const body = canonicalize(whole)!;
+  const bytes = encoder.encode(body);
+  return { event: whole, body, bytes, leaf: leafHash(bytes) };
+}
+
+/** Create the log's identity if it has none yet, and tell it. */
+export function logId(db: Database, fresh: () => string, now: () => string): string {
+  const found = storedLogId(db);
+  if (found) return found;
+  db.query("INSERT INTO log (only, log_id, created_at) VALUES (1, ?, ?)").run(fresh(), now());
+  return storedLogId(db)!;
+}
+
+/** The log's id, or undefined in a database that no daemon has served yet. */
+export function storedLogId(db: Database): string | undefined {
+  return db.query<{ log_id: string }, []>("SELECT log_id FROM log").get()?.log_id;
+}
+
+/** The appending side. One per process, on the write connection. */
+export class LogWriter {
+  #head: Head;
+  readonly #insert: Statement;
+  readonly #version: Statement;
+  readonly #versions = new Set<string>();
+
+  constructor(
+    readonly db: Database,
+    readonly log_id: string,
+  ) {
+    this.#insert = db.query(
+      `INSERT INTO events (seq_global, event_id, stream, seq_stream, event_type, schema_version, workspace_id,
+         project_id, subject_kind, command_end, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    );
+    this.#version = db.query(
+      "INSERT OR IGNORE INTO event_versions (event_type, schema_version) VALUES (?, ?)",
+    );
+    this.#head = this.#readHead();
+  }
+
+  get head(): Head {
+    return this.#head;
+  }
+
+  /**
+   * Store what `encode` made. Each must come right after the head.
+   * @returns the rows, in order, the last one marked as the end of its command
+   */
+  append(events: readonly Encoded[]): Stored[] {
+    return events.map(({ event, body, bytes, leaf }, index) => {
+      const row: Stored = {
+        seq_global: event.seq_global,
+        event_id: event.event_id,
+        stream: event.stream,
+        seq_stream: event.seq_stream,
+        event_type: event.event_type,
+        schema_version: event.schema_version,
+        workspace_id: event.workspace_id ?? null,
+        project_id: event.project_id ?? null,
+        subject_kind: event.subject.kind,
+        command_end: index === events.length - 1 ? 1 : 0,
+        body,
+      };
+      const version = `${row.event_type} ${row.schema_version}`;
+      if (!this.#versions.has(version)) {
+        this.#version.run(row.event_type, row.schema_version);
+        this.#versions.add(version);
+      }
+      this.#insert.run(
+        row.seq_global,
+        row.event_id,
+        row.stream,
+        row.seq_stream,
+        row.event_type,
+        row.schema_version,
+        row.workspace_id,
+        row.project_id,
+        row.subject_kind,
+        row.command_end,
+        bytes,
+      );
+      this.#head = { seq_global: row.seq_global, leaf };
+      return row;
+    });
+  }
+
+  /** After a rollback: forget what was not stored. */
+  rolledBack(): void {
+    this.#versions.clear();
+    this.#head = this.#readHead();
+  }
+
+  #readHead(): Head {
+    const last = this.db
+      .query<{ seq_global: number; body: Uint8Array }, []>(
+        "SELECT seq_global, body FROM events ORDER BY seq_global DESC LIMIT 1",
+      )
+      .get();
+    return last
+      ? { seq_global: last.seq_global, leaf: leafHash(last.body) }
+      : { seq_global: 0, leaf: originHash(this.log_id) };
+  }
+}
+
+/** What a reader wants to see; absent members let everything through. Members combine with AND (SPEC §5). */
+export interface Filter {
+  /** Exact event types: globs are resolved before. */
+  readonly types?: readonly string[];
+  readonly streams?: readonly string[];
+  readonly workspace_id?: string;
+  readonly project_id?: string;
+  readonly subject_kind?: string;
+}
+
+const LINE = "seq_global, event_type, schema_version, CAST(body AS TEXT) AS body";
+
+/** The reading side: any number, on connections that cannot write. */
+export class LogReader {
+  readonly #head: Statement<{ seq: number | null }, []>;
+  readonly #boundary: Statement<{ seq: number }, [number]>;
+  readonly #stream: Statement<Line, [string, number]>;
+  readonly #byId: Statement<Line, [string]>;
+  readonly #bodies: Statement<{ body: Uint8Array }, [number, number]>;
+
+  readonly #rows: Statement<Omit<Stored, "body"> & { body: Uint8Array }, [number, number]>;
+
+  constructor(readonly db: Database) {
+    this.#rows = db.query(
+      `SELECT seq_global, event_id, stream, seq_stream, event_type, schema_version, workspace_id, project_id,
+         subject_kind, command_end, body FROM events WHERE seq_global > ? AND seq_global <= ? ORDER BY seq_global`,
+    );
+    this.#head = db.query("SELECT max(seq_global) AS seq FROM events");
+    this.#boundary = db.query(
+      "SELECT seq_global AS seq FROM events WHERE seq_global >= ? AND command_end = 1 ORDER BY seq_global LIMIT 1",
+    );
+    this.#stream = db.query(
+      `SELECT ${LINE} FROM events WHERE stream = ? AND seq_stream > ? ORDER BY seq_stream`,
+    );
+    this.#byId = db.query(`SELECT ${LINE} FROM events WHERE event_id = ?`);
+    this.#bodies = db.query(
+      "SELECT body FROM events WHERE seq_global > ? AND seq_global <= ? ORDER BY seq_global",
+    );
+  }
+
+  /** `seq_global` of the last event, 0 in an empty log. */
+  head(): number {
+    return this.#head.get()?.seq ?? 0;
+  }
+
+  /** The end of the command that the event at `seq` belongs to: where a page may stop. */
+  boundary(seq: number): number {
+    return this.#boundary.get(seq)?.seq ?? this.head();
+  }
+
+  /** The matching events with after < seq_global ≤ upTo, in order, at most `limit` (−1: all). */
+  range(after: number, upTo: number, filter: Filter = {}, limit = -1): Line[] {
+    const { where, values } = conditions(filter);
+    return this.db
+      .query<Line, (string | number)[]>(
+        `SELECT ${LINE} FROM events WHERE seq_global > ? AND seq_global <= ?${where} ORDER BY seq_global LIMIT ?`,
+      )
+      .all(after, upTo, ...values, limit);
+  }
+
+  /** The stored bytes of all events with after < seq_global ≤ upTo, in order, with nothing else read. */
+  bodies(after: number, upTo: number): Uint8Array[] {
+    return this.#bodies.all(after, upTo).map((row) => row.body);
+  }
+
+  /** Whole rows as stored, body in bytes, for verification. */
+  rows(after: number, upTo: number): (Omit<Stored, "body"> & { readonly body: Uint8Array })[] {
+    return this.#rows.all(after, upTo);
+  }
+
+  /** A stream whose `seq_stream` is not 1, 2, 3 …, if there is one. */
+  streamWithGap(): string | undefined {
+    return this.db
+      .query<{ stream: string }, []>(
+        `SELECT stream FROM events GROUP BY stream
+         HAVING min(seq_stream) <> 1 OR max(seq_stream) <> count(*) ORDER BY stream LIMIT 1`,
+      )
+      .get()?.stream;
+  }
+
+  /** The events of one stream after a `seq_stream`. */
+  stream(stream: string, after = 0): Line[] {
+    return this.#stream.all(stream, after);
+  }
+
+  byId(event_id: string): Line | undefined {
+    return this.#byId.get(event_id) ?? undefined;
+  }
+
+  /** Every (type, version) that was ever stored. */
+  versions(): { event_type: string; schema_version: number }[] {
+    return this.db
+      .query<{ event_type: string; schema_version: number }, []>(
+        "SELECT event_type, schema_version FROM event_versions ORDER BY event_type, schema_version",
+      )
+      .all();
+  }
+
+  /** `seq_global` of the first event at or after a time (RFC 3339), by bisection: event ids grow with time. */
+  firstSince(time: number): number {
+    let low = 1;
+    let high = this.head() + 1;
+    const at = this.db.query<{ event_id: string }, [number]>(
+      "SELECT event_id FROM events WHERE seq_global = ?",
+    );
+    const stamp = (event_id: string) => Number.parseInt(event_id.slice(0, 8) + event_id.slice(9, 13), 16);
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (stamp(at.get(middle)!.event_id) < time) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+function conditions(filter: Filter): { where: string; values: string[] } {
+  let where = "";
+  const values: string[] = [];
+  const among = (column: string, wanted: readonly string[] | undefined) => {
+    if (!wanted) return;
+    where += ` AND ${column} IN (${wanted.map(() => "?").join(", ")})`;
+    values.push(...wanted);
+  };
+  among("event_type", filter.types);
+  among("stream", filter.streams);
+  among("workspace_id", filter.workspace_id === undefined ? undefined : [filter.workspace_id]);
+  among("project_id", filter.project_id === undefined ? undefined : [filter.project_id]);
+  among("subject_kind", filter.subject_kind === undefined ? undefined : [filter.subject_kind]);
+  return { where, values };
+}
+
+/** The same filter for an event that is in memory. */
+export function passes(filter: Filter, row: Stored): boolean {
+  return (
+    (!filter.types || filter.types.includes(row.event_type)) &&
+    (!filter.streams || filter.streams.includes(row.stream)) &&
+    (filter.workspace_id === undefined || filter.workspace_id === row.workspace_id) &&
+    (filter.project_id === undefined || filter.project_id === row.project_id) &&
+    (filter.subject_kind === undefined || filter.subject_kind === row.subject_kind)
+  );
+}

@@ -1,0 +1,207 @@
+/**
+ * The registry: every command, query and event the daemon knows, by type, from one list of aggregates and the
+ * kernel's own types. Routes, CLI, client types, schemas/ and OpenAPI are made from it.
+ *
+ * Always holds: every older version has an unbroken chain of upcasters to the current one (checked here, at start).
+ */
+import { type TObject, Type } from "typebox";
+import type {
+  AnyAggregate,
+  CommandSpec,
+  Event,
+  EventSpec,
+  OlderVersions,
+  QuerySpec,
+  ReadQuery,
+} from "./aggregate.ts";
+import { MAX_PAGE, matches, object, Seq } from "./schema.ts";
+
+export interface CommandEntry {
+  readonly type: string;
+  readonly spec: CommandSpec;
+  /** The aggregate that decides it; undefined for the kernel's own commands. */
+  readonly aggregate: AnyAggregate | undefined;
+  /** The second part of the type. */
+  readonly name: string;
+}
+export interface QueryEntry {
+  readonly type: string;
+  readonly spec: QuerySpec;
+  /** Its own parameters and the general ones. */
+  readonly params: TObject;
+  /** How to answer it from the read models, and whose; undefined for the kernel's own queries. */
+  readonly reads: { readonly kind: string; readonly run: ReadQuery["run"] } | undefined;
+}
+export interface EventEntry {
+  readonly type: string;
+  readonly spec: EventSpec;
+  readonly aggregate: AnyAggregate;
+  readonly name: string;
+}
+
+export interface Registry {
+  readonly aggregates: readonly AnyAggregate[];
+  readonly commands: ReadonlyMap<string, CommandEntry>;
+  readonly queries: ReadonlyMap<string, QueryEntry>;
+  readonly events: ReadonlyMap<string, EventEntry>;
+  /** Every `conflict` reason with its advice. */
+  readonly reasons: ReadonlyMap<string, string>;
+}
+
+/** The kernel's own commands and queries, by whole type. */
+export interface SystemTypes {
+  readonly commands: Readonly<Record<string, CommandSpec>>;
+  readonly queries: Readonly<Record<string, QuerySpec>>;
+}
+
+/**
+ * Build the registry.
+ * @param aggregates the domain's one list
+ * @param system the kernel's own types
+ * @throws Error when two things have one name or an upcaster is missing: a bug, found at every start
+ */
+export function buildRegistry(aggregates: readonly unknown[], system: SystemTypes): Registry {
+  const commands = new Map<string, CommandEntry>();
+  const queries = new Map<string, QueryEntry>();
+  const events = new Map<string, EventEntry>();
+  const reasons = new Map<string, string>();
+  const add = <V>(map: Map<string, V>, type: string, value: V) => {
+    if (map.has(type)) throw new Error(`${type} is declared twice`);
+    map.set(type, value);
+  };
+  for (const aggregate of aggregates as readonly AnyAggregate[]) {
+    for (const [name, spec] of Object.entries(aggregate.commands)) {
+      const type = `${aggregate.kind}.${name}`;
+      checkChain(type, spec.version, spec.older);
+      add(commands, type, { type, spec, aggregate, name });
+    }
+    for (const [name, spec] of Object.entries(aggregate.queries)) {
+      const type = `${aggregate.kind}.${name}`;
+      add(queries, type, {
+        type,
+        spec,
+        params: withPaging(spec),
+        reads: { kind: aggregate.kind, run: spec.run },
+      });
+    }
+    for (const [name, spec] of Object.entries(aggregate.events)) {
+      const type = `${aggregate.kind}.${name}`;
+      checkChain(type, spec.version, spec.older);
+      add(events, type, { type, spec, aggregate, name });
+    }
+    for (const [reason, advice] of Object.entries(aggregate.reasons)) add(reasons, reason, advice);
+  }
+  for (const [type, spec] of Object.entries(system.commands))
+    add(commands, type, { type, spec, aggregate: undefined, name: type.split(".")[1]! });
+  for (const [type, spec] of Object.entries(system.queries))
+    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined });
+  return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, events, reasons };
+}
+
+/** What a query really takes: its own parameters, `min_seq`, and for pages `limit` and `cursor` (SPEC §3). */
+function withPaging(spec: QuerySpec): TObject {
+  const paged = "next" in ((spec.answer as TObject).properties ?? {});
+  return object({
+    ...spec.params.properties,
+    ...(paged && { limit: Type.Optional(Limit), cursor: Type.Optional(Type.String({ maxLength: 512 })) }),
+    min_seq: Type.Optional(Seq),
+  });
+}
+
+const Limit = Type.Integer({ minimum: 1, maximum: MAX_PAGE });
+
+function checkChain(type: string, current: number, older: OlderVersions): void {
+  const versions = Object.keys(older)
+    .map(Number)
+    .sort((a, b) => a - b);
+  for (const [index, version] of versions.entries())
+    if (versions[index + 1] !== version + 1 && version + 1 !== current)
+      throw new Error(`${type}: nothing leads from version ${version} to ${version + 1}`);
+}
+
+/**
+ * Take a payload from an older version to the current one.
+ * @returns the current payload
+ * @throws Error when a step makes something that breaks the next schema: an upcaster must be total
+ */
+export function upcast(
+  type: string,
+  spec: Pick<CommandSpec | EventSpec, "version" | "payload" | "older">,
+  version: number,
+  payload: unknown,
+): unknown {
+  let value = payload;
+  for (let at = version; at < spec.version; at++) {
+    value = spec.older[at]!.up(value as never);
+    const schema = at + 1 === spec.version ? spec.payload : spec.older[at + 1]!.payload;
+    if (!matches(schema, value))
+      throw new Error(`the upcaster of ${type} from version ${at} breaks version ${at + 1}`);
+  }
+  return value;
+}
+
+/** The schema of a stored or sent version; undefined when there is none. */
+export function schemaOf(
+  spec: Pick<CommandSpec | EventSpec, "version" | "payload" | "older">,
+  version: number,
+) {
+  return version === spec.version ? spec.payload : spec.older[version]?.payload;
+}
+
+/**
+ * A stored event in its current version.
+ * @throws Error when the registry does not know its type or version; the start-up proof rules that out
+ */
+export function currentEvent(registry: Registry, event: Event): Event {
+  const entry = registry.events.get(event.event_type);
+  if (!entry) throw new Error(`no aggregate knows the event ${event.event_type}`);
+  if (event.schema_version === entry.spec.version) return event;
+  return {
+    ...event,
+    schema_version: entry.spec.version,
+    payload: upcast(entry.type, entry.spec, event.schema_version, event.payload),
+  };
+}
+
+/**
+ * The start-up proof of SPEC §13: each stored (type, version) has a path to the current one and none is newer.
+ * @returns one sentence per pair that has none
+ */
+export function versionsWithoutPath(
+  registry: Registry,
+  stored: readonly { event_type: string; schema_version: number }[],
+): string[] {
+  return stored.flatMap(({ event_type, schema_version }) => {
+    const entry = registry.events.get(event_type);
+    if (!entry) return [`the log holds ${event_type}, which this mp does not know`];
+    if (schema_version > entry.spec.version)
+      return [
+        `the log holds ${event_type} version ${schema_version}, this mp knows ${entry.spec.version}: use a newer mp`,
+      ];
+    if (!schemaOf(entry.spec, schema_version))
+      return [`the log holds ${event_type} version ${schema_version}, which has no upcaster in this mp`];
+    return [];
+  });
+}
+
+/** The known types nearest to a mistyped one, best first, at most three: for hints. */
+export function nearest(wanted: string, known: Iterable<string>): string[] {
+  return [...known]
+    .map((name) => ({ name, away: distance(wanted, name) }))
+    .filter(({ name, away }) => away <= Math.max(2, Math.floor(name.length / 3)))
+    .sort((a, b) => a.away - b.away || (a.name < b.name ? -1 : 1))
+    .slice(0, 3)
+    .map(({ name }) => name);
+}
+
+/** Levenshtein distance; the inputs are short because the envelope's schema bounds a type's length. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++)
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    row = next;
+  }
+  return row[b.length]!;
+}

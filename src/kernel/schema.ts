@@ -1,0 +1,192 @@
+/**
+ * Schemas: the primitives every payload is made of, and the one way to check a value against a schema.
+ *
+ * Always holds: objects refuse unknown fields at every depth, nothing is coerced (SPEC §2). Validators are
+ * compiled on first use, because compiling costs about a millisecond and a CLI call needs none of them.
+ */
+import { type Static, type TArray, type TObject, type TProperties, type TSchema, Type } from "typebox";
+import { Compile } from "typebox/compile";
+import type { SchemaError } from "./problems.ts";
+
+/** UUIDv7, lower case (SPEC §1). */
+export const Id = Type.String({
+  pattern: "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
+  description: "a UUIDv7, lower case",
+});
+
+/** A name (SPEC §8): 1–128 characters, NFC, no control characters. */
+export const Name = Type.Refine(
+  Type.String({
+    minLength: 1,
+    maxLength: 128,
+    pattern: "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+    description: "1–128 characters, Unicode NFC, no control characters",
+  }),
+  (value) => value === value.normalize("NFC"),
+  () => "must be in Unicode normal form NFC",
+);
+
+/** A path (SPEC §8): absolute and canonical, so without `.`, `..`, empty segments or a slash at the end. */
+export const Path = Type.String({
+  maxLength: 4096,
+  pattern:
+    "^(?:/|(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+|[A-Z]:\\\\(?:(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+(?:\\\\(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+)*)?)$",
+  description: "an absolute, canonical path",
+});
+
+/** RFC 3339 UTC with milliseconds (SPEC §1). */
+export const Time = Type.String({
+  pattern: "^\\d{4}-\\d{2}-\\d{2}T\\d{2}:\\d{2}:\\d{2}\\.\\d{3}Z$",
+  description: "RFC 3339, UTC, milliseconds",
+});
+
+/** A position in the log or in a stream. */
+export const Seq = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+
+/** 64 hexadecimal digits. */
+export const Sha256 = Type.String({ pattern: "^[0-9a-f]{64}$", description: "SHA-256, hexadecimal" });
+
+/** An object that refuses unknown fields. */
+export function object<P extends TProperties>(fields: P, description?: string): TObject<P> {
+  return Type.Object(fields, {
+    additionalProperties: false,
+    ...(description && { description }),
+  }) as TObject<P>;
+}
+
+/** One of these words. */
+export function oneOf<const W extends readonly string[]>(...words: W) {
+  return Type.Enum([...words] as unknown as W);
+}
+
+/** The value or null: how read models show what is not there. */
+export function nullable<T extends TSchema>(schema: T) {
+  return Type.Union([schema, Type.Null()]);
+}
+
+/** Rows of a page when the caller asks for no other number, and at most (SPEC §10). */
+export const DEFAULT_PAGE = 100;
+export const MAX_PAGE = 10_000;
+
+/** A page of rows as every list query answers it (SPEC §3). */
+export function pageOf<T extends TSchema>(
+  item: T,
+): TObject<{ as_of_seq: typeof Seq; items: TArray<T>; next: TSchema }> {
+  return object({
+    as_of_seq: Seq,
+    items: Type.Array(item),
+    next: nullable(Type.String()),
+  });
+}
+
+/**
+ * The form of a name that must be unique: case-insensitive by Unicode folding as far as JavaScript has it
+ * (upper, then lower, so that `ß`, `ẞ` and `SS` meet), then NFC.
+ */
+export function foldCase(name: string): string {
+  return name.toUpperCase().toLowerCase().normalize("NFC");
+}
+
+const compiled = new WeakMap<
+  TSchema,
+  { Check(value: unknown): boolean; Errors(value: unknown): unknown[] }
+>();
+
+function validatorOf(schema: TSchema) {
+  let validator = compiled.get(schema);
+  if (!validator) {
+    validator = Compile(schema);
+    compiled.set(schema, validator);
+  }
+  return validator;
+}
+
+/** True when the value is exactly of the schema. */
+export function matches<T extends TSchema>(schema: T, value: unknown): value is Static<T> {
+  return validatorOf(schema).Check(value);
+}
+
+interface RawError {
+  keyword: string;
+  schemaPath: string;
+  instancePath: string;
+  params: Record<string, unknown>;
+  message: string;
+}
+
+/** At most so many errors are told: enough to mend a request, too few to be a way to burn time. */
+const MOST_ERRORS = 20;
+
+/**
+ * Every place in which a value breaks a schema.
+ * @param schema what it should be
+ * @param value any JSON value
+ * @param at the pointer of the value itself, for instance `/payload`
+ * @returns no element when the value is right; at most 20 otherwise, one per place
+ */
+export function schemaErrors(schema: TSchema, value: unknown, at = ""): SchemaError[] {
+  const validator = validatorOf(schema);
+  if (validator.Check(value)) return [];
+  const raw = validator.Errors(value) as RawError[];
+  const found = new Map<string, string>();
+  const say = (pointer: string, message: string) => {
+    if (!found.has(pointer) && found.size < MOST_ERRORS) found.set(pointer, message);
+  };
+  // A failed union also lists the errors of each of its branches: one line for the union says it better.
+  const unions = new Set(raw.filter((error) => error.keyword === "anyOf").map((error) => error.schemaPath));
+  for (const error of raw) {
+    const pointer = at + error.instancePath;
+    if ([...unions].some((path) => error.schemaPath.startsWith(`${path}/anyOf/`))) continue;
+    switch (error.keyword) {
+      case "additionalProperties":
+        break; // its "boolean" twin names the field
+      case "boolean":
+        say(pointer, "is not a known field");
+        break;
+      case "required":
+        for (const name of error.params.requiredProperties as string[])
+          say(`${pointer}/${name}`, "is required");
+        break;
+      case "enum":
+        say(pointer, `must be one of ${(error.params.allowedValues as unknown[]).join(", ")}`);
+        break;
+      case "pattern":
+        say(pointer, describedAs(schema, error.schemaPath) ?? "has the wrong form");
+        break;
+      case "anyOf":
+        say(pointer, describedAs(schema, error.schemaPath) ?? "has none of the allowed forms");
+        break;
+      default:
+        say(pointer, error.message);
+    }
+  }
+  return [...found].map(([pointer, message]) => ({ pointer, message }));
+}
+
+/** What the schema itself says a field must be: kinder than its regular expression. */
+function describedAs(schema: TSchema, schemaPath: string): string | undefined {
+  let at: unknown = schema;
+  for (const step of schemaPath.replace(/^#\/?/, "").split("/").filter(Boolean)) {
+    at = (at as Record<string, unknown> | undefined)?.[step.replaceAll("~1", "/").replaceAll("~0", "~")];
+  }
+  const description = (at as { description?: string } | undefined)?.description;
+  return description && `must be ${description}`;
+}
+
+/** What Elysia accepts as a schema: the Standard Schema interface (version 1), with our types inside. */
+export interface Bridge<T> {
+  readonly "~standard": {
+    readonly version: 1;
+    readonly vendor: "mp";
+    readonly validate: (value: unknown) => { value: T } | { issues: readonly { message: string }[] };
+    readonly types?: { readonly input: T; readonly output: T };
+  };
+}
+
+/**
+ * Give Elysia, and through it Eden, a type without giving it a validator: requests are checked once, by
+ * `dispatch`, with our own errors (SPEC §3), on every transport alike.
+ */
+export function typed<T>(): Bridge<T> {
+  return { "~standard": { version: 1, vendor: "mp", validate: (value) => ({ value: value as T }) } };
+}

@@ -1,0 +1,146 @@
+/**
+ * The kernel's own commands and queries: the types that are not about one aggregate (SPEC §2). Only their
+ * shapes; the commands are performed by the writer, the queries are answered by the front (daemon/system.ts).
+ */
+import { type TProperties, type TSchema, Type } from "typebox";
+import { command, type QuerySpec } from "./aggregate.ts";
+import { Id, nullable, object, oneOf, pageOf, Seq, Sha256, Time } from "./schema.ts";
+
+function shape<P extends TProperties, A extends TSchema>(doc: string, params: P, answer: A) {
+  return { doc, version: 1, params: object(params), answer } satisfies QuerySpec<P>;
+}
+
+/** The filters of SPEC §5, as they travel. */
+export const filterFields = {
+  types: Type.Optional(
+    Type.Array(
+      Type.String({
+        pattern: "^(\\*|[a-z_]+\\.(\\*|[a-z_]+))$",
+        description: "an event type, 'kind.*' or '*'",
+      }),
+      { minItems: 1, maxItems: 64 },
+    ),
+  ),
+  streams: Type.Optional(
+    Type.Array(Type.String({ pattern: "^[a-z_]+/[0-9a-f-]{36}$", description: "a stream such as task/ID" }), {
+      minItems: 1,
+      maxItems: 64,
+    }),
+  ),
+  workspace_id: Type.Optional(Id),
+  project_id: Type.Optional(Id),
+  subject_kind: Type.Optional(
+    Type.String({ pattern: "^[a-z_]+$", maxLength: 64, description: "a kind such as task" }),
+  ),
+};
+
+const ProjectionStatus = object({
+  name: Type.String(),
+  generation: Type.String(),
+  as_of_seq: Seq,
+  status: oneOf("serving", "rebuilding", "stopped"),
+  rebuilt_to_seq: nullable(Seq),
+  error: nullable(Type.String()),
+});
+
+const SchemaEntry = object({
+  name: Type.String(),
+  kind: oneOf("command", "result", "query", "answer", "event"),
+  version: Type.Integer(),
+  doc: Type.String(),
+});
+
+export const systemCommands = {
+  "daemon.shutdown": command({}, "Stop the daemon: it answers what it has accepted, then ends."),
+  "projection.rebuild": command(
+    { name: Type.Optional(Type.String({ minLength: 1, maxLength: 64 })) },
+    "Rebuild one projection, or all, from the log beside the serving ones.",
+    { result: object({ projections: Type.Array(Type.String()) }) },
+  ),
+};
+
+export const systemQueries = {
+  "daemon.ping": shape(
+    "Ask whether the daemon answers.",
+    {},
+    object({ as_of_seq: Seq, pong: Type.Literal(true), start_id: Id, version: Type.String() }),
+  ),
+  "daemon.status": shape(
+    "Show what the daemon is and how it does.",
+    {},
+    object({
+      as_of_seq: Seq,
+      state: oneOf("running", "read_only"),
+      pid: Type.Integer(),
+      version: Type.String(),
+      commit: nullable(Type.String()),
+      api_version: Type.Integer(),
+      start_id: Id,
+      started_at: Time,
+      log_id: Id,
+      head: Seq,
+      addresses: object({ socket: Type.String(), tcp: Type.Optional(Type.String()) }),
+      projections: Type.Array(ProjectionStatus),
+      subscriptions: Type.Integer(),
+      queued_commands: Type.Integer(),
+      wal_bytes: Type.Integer(),
+      database_bytes: Type.Integer(),
+      memory_bytes: Type.Integer(),
+      jobs: Type.Array(object({ type: Type.String(), done: Type.Integer(), of: Type.Integer() })),
+    }),
+  ),
+  "events.list": shape(
+    "Read a page of the log.",
+    {
+      after: Type.Optional(Seq),
+      since: Type.Optional(Time),
+      log_id: Type.Optional(Id),
+      as_stored: Type.Optional(Type.Boolean()),
+      ...filterFields,
+    },
+    object({ as_of_seq: Seq, log_id: Id, items: Type.Array(Type.Unknown()), next: nullable(Type.String()) }),
+  ),
+  "projection.list": shape("List the projections and where each stands.", {}, pageOf(ProjectionStatus)),
+  "projection.verify": shape(
+    "Rebuild all read models into a scratch database and compare digests.",
+    {},
+    object({
+      as_of_seq: Seq,
+      ok: Type.Boolean(),
+      items: Type.Array(
+        object({
+          name: Type.String(),
+          as_of_seq: Seq,
+          ok: Type.Boolean(),
+          digest: Sha256,
+          rebuilt_digest: Sha256,
+          error: nullable(Type.String()),
+        }),
+      ),
+    }),
+  ),
+  "log.verify": shape(
+    "Check the whole log: chain, gaps, schemas, triggers.",
+    {},
+    object({
+      as_of_seq: Seq,
+      ok: Type.Boolean(),
+      log_id: Id,
+      events: Type.Integer(),
+      /** Leaf hash of the last event. */
+      head_hash: Sha256,
+      first_bad: nullable(object({ seq_global: Seq, problem: Type.String() })),
+    }),
+  ),
+  "schema.list": shape("List the commands, queries and events with their versions.", {}, pageOf(SchemaEntry)),
+  "schema.get": shape(
+    "Show a JSON Schema.",
+    {
+      name: Type.String({ minLength: 1, maxLength: 128 }),
+      version: Type.Optional(Type.Integer({ minimum: 1 })),
+    },
+    object({ as_of_seq: Seq, name: Type.String(), schema: Type.Unknown() }),
+  ),
+};
+
+export const system = { commands: systemCommands, queries: systemQueries };

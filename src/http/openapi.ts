@@ -1,0 +1,222 @@
+/**
+ * `GET /openapi.json`: OpenAPI 3.1, made from the registry, the schemas and the catalogue of problems (SPEC §2, §3).
+ */
+import type { TObject, TSchema } from "typebox";
+import { envelopeFields } from "../kernel/dispatch.ts";
+import { catalogue } from "../kernel/problems.ts";
+import type { Registry } from "../kernel/registry.ts";
+import { object } from "../kernel/schema.ts";
+import { allSchemas, schemaName } from "../kernel/schemas.ts";
+import { VERSION } from "../version.ts";
+
+const ref = (name: string) => ({ $ref: `#/components/schemas/${name}` });
+const body = (schema: object, type = "application/json") => ({ content: { [type]: { schema } } });
+
+/** The whole document. */
+export function openApi(registry: Registry): object {
+  const { payload: _, type: __, ...general } = envelopeFields;
+  const schemas: Record<string, unknown> = {};
+  for (const [name, { $schema: _schema, $id: _id, ...schema }] of allSchemas(registry))
+    schemas[name] = schema;
+  const commands = [...registry.commands.values()];
+  for (const { type, spec } of commands) {
+    schemas[`envelope.${type}`] = {
+      ...object(general),
+      required: ["type", "payload", "idempotency_key"],
+      title: spec.doc,
+      properties: {
+        type: { const: type },
+        payload: ref(schemaName("command", type, spec.version)),
+        ...general,
+      },
+    };
+  }
+  for (const [type, { spec }] of registry.queries)
+    schemas[`envelope.${type}`] = {
+      type: "object",
+      additionalProperties: false,
+      required: ["type", "payload"],
+      title: spec.doc,
+      properties: {
+        type: { const: type },
+        payload: ref(schemaName("query", type, spec.version)),
+        schema_version: general.schema_version,
+        trace_id: general.trace_id,
+      },
+    };
+  schemas.receipt = receipt;
+  schemas.problem = problem;
+
+  const refusals = Object.fromEntries(
+    Object.entries(catalogue)
+      .filter(([, entry]) => entry.status !== null)
+      .map(([code, entry]) => [entry.status, code] as const)
+      .reduce(
+        (map, [status, code]) => map.set(status!, [...(map.get(status!) ?? []), code]),
+        new Map<number, string[]>(),
+      )
+      .entries()
+      .map(([status, codes]) => [
+        String(status),
+        { description: codes.join(", "), ...body(ref("problem"), "application/problem+json") },
+      ]),
+  );
+  const answers = (schema: object, description: string) => ({
+    "200": { description, ...body(schema) },
+    ...refusals,
+  });
+  const any = {
+    oneOf: [...commands, ...registry.queries.values()].map(({ type }) => ref(`envelope.${type}`)),
+  };
+
+  const paths: Record<string, unknown> = {
+    "/v1/commands": {
+      post: {
+        summary: "Send one envelope: a command or a query",
+        requestBody: { required: true, ...body(any) },
+        responses: answers(
+          { anyOf: [ref("receipt"), { type: "object" }] },
+          "A receipt, or the answer of a query",
+        ),
+      },
+    },
+    "/v1/commands/batch": {
+      post: {
+        summary: "Send up to 1,000 commands; atomic means all or nothing",
+        requestBody: {
+          required: true,
+          ...body({
+            type: "object",
+            additionalProperties: false,
+            required: ["atomic", "commands"],
+            properties: {
+              atomic: { type: "boolean" },
+              commands: {
+                type: "array",
+                minItems: 1,
+                maxItems: 1_000,
+                items: { oneOf: commands.map(({ type }) => ref(`envelope.${type}`)) },
+              },
+            },
+          }),
+        },
+        responses: answers(
+          {
+            type: "object",
+            properties: { items: { type: "array", items: { anyOf: [ref("receipt"), ref("problem")] } } },
+          },
+          "One receipt or problem per command, each with its kind",
+        ),
+      },
+    },
+    "/v1/events": {
+      get: {
+        summary: "Read the log: a page, or with follow=true a live stream",
+        parameters: parameters(registry.queries.get("events.list")!.params),
+        responses: {
+          "200": {
+            description: "Events",
+            content: {
+              "application/json": { schema: ref(schemaName("answer", "events.list", 1)) },
+              "application/x-ndjson": { schema: { type: "string" } },
+              "text/event-stream": { schema: { type: "string" } },
+            },
+          },
+          ...refusals,
+        },
+      },
+    },
+    "/v1/events/{event_id}": {
+      get: {
+        summary: "Read one event",
+        parameters: [{ name: "event_id", in: "path", required: true, schema: { type: "string" } }],
+        responses: answers({ type: "object" }, "The event"),
+      },
+    },
+    "/v1/stream": {
+      get: {
+        summary: "WebSocket: subscriptions and pipelined requests",
+        responses: { "101": { description: "Upgraded" } },
+      },
+    },
+    "/v1/schemas": {
+      get: {
+        summary: "List the schemas",
+        responses: answers(ref(schemaName("answer", "schema.list", 1)), "Schemas"),
+      },
+    },
+    "/v1/schemas/{name}": {
+      get: {
+        summary: "Read one JSON Schema",
+        parameters: [{ name: "name", in: "path", required: true, schema: { type: "string" } }],
+        responses: answers({ type: "object" }, "The schema"),
+      },
+    },
+    "/health": {
+      get: { summary: "Is it up; needs no credential", responses: { "200": { description: "It is" } } },
+    },
+  };
+  for (const [type, { spec, params }] of registry.queries)
+    paths[`/v1/queries/${type}`] = {
+      get: {
+        operationId: type,
+        summary: spec.doc,
+        parameters: parameters(params),
+        responses: answers(ref(schemaName("answer", type, spec.version)), "The answer"),
+      },
+    };
+  return {
+    openapi: "3.1.0",
+    info: {
+      title: "mp",
+      version: VERSION,
+      description: "One daemon, one log.",
+      license: { name: "MIT", identifier: "MIT" },
+    },
+    paths,
+    components: { schemas },
+  };
+}
+
+function parameters(params: TObject): object[] {
+  const required: readonly string[] = params.required ?? [];
+  return Object.entries(params.properties as Record<string, TSchema>).map(([name, schema]) => ({
+    name,
+    in: "query",
+    required: required.includes(name),
+    schema,
+  }));
+}
+
+const string = { type: "string" };
+const receipt = {
+  type: "object",
+  required: ["command_id", "type", "subject", "version", "seq_global", "events", "result", "replayed"],
+  properties: {
+    command_id: string,
+    type: string,
+    subject: { type: "object", properties: { kind: string, id: string } },
+    version: { type: "integer" },
+    seq_global: { type: "integer" },
+    events: { type: "array", items: { type: "object" } },
+    result: { type: "object" },
+    replayed: { type: "boolean" },
+  },
+};
+const problem = {
+  type: "object",
+  required: ["type", "title", "status", "code", "reason", "detail", "hint", "retryable"],
+  properties: {
+    type: string,
+    title: string,
+    status: { type: "integer" },
+    code: { enum: Object.keys(catalogue) },
+    reason: { type: ["string", "null"] },
+    detail: string,
+    hint: string,
+    retryable: { type: "boolean" },
+    trace_id: string,
+    details: { type: "object" },
+    errors: { type: "array", items: { type: "object", properties: { pointer: string, message: string } } },
+  },
+};

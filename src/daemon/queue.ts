@@ -1,0 +1,181 @@
+/**
+ * The front's side of the writer: a queue in front of one thread (SPEC §10 limits, §14).
+ *
+ * What queues up while a batch is being made durable is the next batch, so one client gets the shortest
+ * latency and a hundred share each fsync. Answers come after the commit, and after `onCommit` has seen its events.
+ */
+import type { Outcome, WriteRequest } from "../kernel/execute.ts";
+import type { Stored } from "../kernel/log.ts";
+import { type Problem, problem } from "../kernel/problems.ts";
+import type { ProjectionStatus } from "../kernel/projection.ts";
+import type { FromWriter, ToWriter } from "./writer.ts";
+
+/** Commands that may wait (SPEC §10); beyond it the answer is `overloaded`. */
+const MAX_QUEUED = 10_000;
+/** Commands in one transaction, so that the last of them does not wait for long. */
+const MAX_BATCH = 512;
+/** Batches under way: one in the transaction, one on its way, so that the writer never waits for the front. */
+const MAX_UNDER_WAY = 2;
+
+interface Waiting {
+  readonly request: WriteRequest;
+  readonly resolve: (outcomes: readonly Outcome[] | Problem) => void;
+}
+
+export interface QueueEvents {
+  progress(name: string, done: number, of: number): void;
+  /** A commit is durable: called before its commands are answered. */
+  committed(events: readonly Stored[], projections: readonly string[]): void;
+  shutdown(): void;
+  bug(trace_id: string, error: string): void;
+  /** The writer cannot go on; its commands were answered `outcome_unknown`. The process must end. */
+  lost(error: string): void;
+}
+
+export class WriteQueue {
+  readonly #worker: Worker;
+  readonly #waiting: Waiting[] = [];
+  #queued = 0;
+  readonly #underWay = new Map<number, readonly Waiting[]>();
+  #nextId = 0;
+  #scheduled = false;
+  #closed: (() => void) | undefined;
+  projections: readonly ProjectionStatus[] = [];
+
+  private constructor(
+    worker: Worker,
+    readonly events: QueueEvents,
+  ) {
+    this.#worker = worker;
+  }
+
+  /**
+   * Start the writer on a database.
+   * @returns the queue and the log's id, or a sentence that says why the database cannot be served
+   */
+  static async open(
+    database: string,
+    start_id: string,
+    events: QueueEvents,
+  ): Promise<{ queue: WriteQueue; log_id: string } | { refused: string }> {
+    const worker = new Worker(new URL("./writer.ts", import.meta.url));
+    const queue = new WriteQueue(worker, events);
+    const { promise, resolve } = Promise.withResolvers<{ log_id: string } | { refused: string }>();
+    worker.onerror = (event) => {
+      resolve({ refused: event.message });
+      queue.#lose(event.message);
+    };
+    worker.onmessage = ({ data }: MessageEvent<FromWriter>) => {
+      if (data.kind === "ready") {
+        queue.projections = data.projections;
+        resolve({ log_id: data.log_id });
+      } else if (data.kind === "refused") resolve({ refused: data.message });
+      else queue.#hear(data);
+    };
+    queue.#say({ kind: "open", database, start_id });
+    const result = await promise;
+    if ("refused" in result) worker.terminate();
+    return "refused" in result ? result : { queue, log_id: result.log_id };
+  }
+
+  /** Commands that wait or are under way. */
+  get size(): number {
+    return this.#queued;
+  }
+
+  /**
+   * Hand a request to the writer.
+   * @returns its outcomes once they are durable; `overloaded` at once when too many wait
+   */
+  submit(request: WriteRequest): Promise<readonly Outcome[] | Problem> {
+    if (this.#queued + request.commands.length > MAX_QUEUED)
+      return Promise.resolve(problem("overloaded", `${this.#queued} commands are waiting already`));
+    this.#queued += request.commands.length;
+    const { promise, resolve } = Promise.withResolvers<readonly Outcome[] | Problem>();
+    this.#waiting.push({ request, resolve });
+    if (!this.#scheduled) {
+      this.#scheduled = true;
+      // Once the sockets that are ready now have been read, so that they share a batch.
+      setImmediate(() => this.#send());
+    }
+    return promise;
+  }
+
+  /** Wait until everything accepted is answered, then close the database. */
+  async close(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#closed = resolve;
+    // The worker takes messages in order: by then every batch before it is committed.
+    while (this.#waiting.length > 0) this.#post();
+    this.#say({ kind: "close" });
+    await promise;
+    this.#worker.terminate();
+  }
+
+  #say(message: ToWriter): void {
+    this.#worker.postMessage(message);
+  }
+
+  #send(): void {
+    this.#scheduled = false;
+    while (this.#waiting.length > 0 && this.#underWay.size < MAX_UNDER_WAY) this.#post();
+  }
+
+  #post(): void {
+    let commands = 0;
+    let count = 0;
+    while (count < this.#waiting.length && (count === 0 || commands < MAX_BATCH))
+      commands += this.#waiting[count++]!.request.commands.length;
+    const batch = this.#waiting.splice(0, count);
+    const id = this.#nextId++;
+    this.#underWay.set(id, batch);
+    this.#say({ kind: "write", id, requests: batch.map((each) => each.request) });
+  }
+
+  #hear(message: FromWriter): void {
+    switch (message.kind) {
+      case "committed": {
+        if (message.events.length > 0)
+          this.events.committed(message.events, [
+            ...new Set(message.events.map((event) => event.subject_kind)),
+          ]);
+        const batch = this.#underWay.get(message.id)!;
+        this.#underWay.delete(message.id);
+        for (const [index, each] of batch.entries()) {
+          this.#queued -= each.request.commands.length;
+          each.resolve(message.outcomes[index]!);
+        }
+        for (const effect of message.effects) if (effect.kind === "shutdown") this.events.shutdown();
+        this.#send();
+        break;
+      }
+      case "projections":
+        this.projections = message.projections;
+        break;
+      case "progress":
+        this.events.progress(message.name, message.done, message.of);
+        break;
+      case "bug":
+        this.events.bug(message.trace_id, message.error);
+        break;
+      case "lost":
+        this.#lose(message.error);
+        break;
+      case "closed":
+        this.#closed?.();
+    }
+  }
+
+  /** Everything under way or waiting may or may not be on disk: say so, and let the process end. */
+  #lose(error: string): void {
+    const unknown = problem(
+      "outcome_unknown",
+      "the commit failed, and the daemon ends to find out what is stored",
+    );
+    for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(unknown);
+    for (const each of this.#waiting) each.resolve(unknown);
+    this.#underWay.clear();
+    this.#waiting.length = 0;
+    this.events.lost(error);
+  }
+}

@@ -1,0 +1,191 @@
+/**
+ * The daemon's life: claim, open, listen, announce, drain (SPEC §11, §12). `mp daemon run` calls `serve`.
+ *
+ * Always holds: nothing is opened before the lock is ours; the socket appears only when every read model is current; an
+ * accepted command is answered before the process ends, except when its outcome is unknown.
+ */
+import { readFileSync, rmSync } from "node:fs";
+import { userInfo } from "node:os";
+import { aggregates } from "../domain/index.ts";
+import { type App, app } from "../http/app.ts";
+import { socketGate } from "../http/request.ts";
+import { systemClock, wireTime } from "../kernel/clock.ts";
+import { openForReading } from "../kernel/database.ts";
+import { dispatcher } from "../kernel/dispatch.ts";
+import { LogReader } from "../kernel/log.ts";
+import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { ReadModels } from "../kernel/projection.ts";
+import { buildRegistry } from "../kernel/registry.ts";
+import { Hub } from "../kernel/stream.ts";
+import { system } from "../kernel/system.ts";
+import { API_VERSION, VERSION } from "../version.ts";
+import { claimDaemon } from "./handshake.ts";
+import { type DaemonInfo, removeInfo, writeInfo } from "./info.ts";
+import { Jobs } from "./jobs.ts";
+import type { Lock } from "./lock.ts";
+import { type Logger, logger } from "./logger.ts";
+import { type Paths, prepare } from "./paths.ts";
+import { WriteQueue } from "./queue.ts";
+import { systemAnswers } from "./system.ts";
+
+/** How a daemon came up: it runs in this process until `ended`, or another one was there already. */
+export type Served =
+  | { readonly info: DaemonInfo; readonly ended: Promise<number>; readonly stop: () => void }
+  | { readonly running: DaemonInfo };
+
+/**
+ * Become the daemon of these paths.
+ * @param paths where everything is
+ * @returns once clients can connect; `ended` gives the exit code after the drain. A problem when it cannot be.
+ */
+export async function serve(paths: Paths): Promise<Served | Problem> {
+  // Before anything is made: the socket must never be open to others, not even for a moment (SPEC §10).
+  process.umask(0o077);
+  const refusal = prepare(paths);
+  if (refusal) return refusal;
+  const claim = await claimDaemon(paths);
+  if (isProblem(claim) || "running" in claim) return claim;
+  const log = logger(paths.log, { level: "info" });
+  try {
+    const served = await start(paths, claim.lock, log);
+    if (isProblem(served)) {
+      log.error({ problem: served }, "the daemon cannot start");
+      claim.lock.release();
+    }
+    return served;
+  } catch (error) {
+    log.fatal({ err: error }, "the daemon met a bug while it started");
+    claim.lock.release();
+    throw error;
+  }
+}
+
+async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Problem> {
+  const start_id = systemClock.id();
+  const { promise: ended, resolve: end } = Promise.withResolvers<number>();
+  let hub: Hub | undefined;
+  let stop = () => end(0);
+
+  const opened = await WriteQueue.open(paths.database, start_id, {
+    progress: (name, done, of) => log.info({ projection: name, done, of }, "rebuilding"),
+    committed: (events, names) => hub?.publish(events, names),
+    shutdown: () => stop(),
+    bug: (trace_id, error) => log.error({ trace_id, error }, "a command met a bug"),
+    lost: (error) => {
+      log.fatal({ error }, "the writer is lost: ending, so that the next start finds out what is stored");
+      // The answers `outcome_unknown` are on their way; give the sockets one turn to send them.
+      setTimeout(() => end(1), 100);
+    },
+  });
+  if ("refused" in opened)
+    return problem("daemon_unavailable", `the database cannot be served: ${opened.refused}`, {
+      hint: `see ${paths.log}`,
+    });
+  const { queue, log_id } = opened;
+
+  const registry = buildRegistry(aggregates, system);
+  const reader = new LogReader(openForReading(paths.database));
+  hub = new Hub(reader, registry, log_id);
+  const info: DaemonInfo = {
+    pid: process.pid,
+    version: VERSION,
+    api_version: API_VERSION,
+    start_id,
+    log_id,
+    started_at: wireTime(systemClock.now()),
+    addresses: { socket: paths.socket },
+  };
+  const jobs = new Jobs(paths.database);
+  let stopping = false;
+  const closed = () =>
+    stopping
+      ? problem("overloaded", "the daemon is stopping", { hint: "try again: the next one takes over" })
+      : undefined;
+  const gate = socketGate(userName(), process.getuid?.() ?? 0);
+  const dispatch = dispatcher({
+    closed,
+    registry,
+    submit: (request) => queue.submit(request),
+    readModels: new ReadModels(reader.db, registry),
+    hub,
+    systemQueries: systemAnswers({ info, registry, hub, queue, jobs, database: paths.database }),
+  });
+  const routes = app({
+    registry,
+    dispatch,
+    hub,
+    health: { status: "ok", version: VERSION, api_version: API_VERSION, start_id },
+    gate: (request) => closed() ?? gate(request),
+    onBug: (trace_id, error) => log.error({ trace_id, err: error }, "a request met a bug"),
+  });
+  listen(routes, paths);
+  writeInfo(paths, info);
+  log.info({ start_id, version: VERSION, log_id, head: hub.head, socket: paths.socket }, "ready");
+
+  stop = () => {
+    if (stopping) return;
+    stopping = true;
+    void drain(routes, hub!, queue, paths, lock, log).then(() => end(0));
+  };
+  for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, stop);
+  return { info, ended, stop };
+}
+
+/** The name of the user that runs the daemon. The runtime takes it from the environment, which a service may lack. */
+function userName(): string {
+  const { username, uid } = userInfo();
+  if (username !== "" && username !== "unknown") return username;
+  try {
+    const line = readFileSync("/etc/passwd", "utf8")
+      .split("\n")
+      .find((each) => each.split(":")[2] === String(uid));
+    return line?.split(":")[0] ?? `uid-${uid}`;
+  } catch {
+    return `uid-${uid}`;
+  }
+}
+
+function listen(routes: App, paths: Paths): void {
+  // A socket that a killed daemon left behind: the lock is ours, so nobody listens on it.
+  rmSync(paths.socket, { force: true });
+  routes.listen({
+    unix: paths.socket,
+    reusePort: false,
+    development: false,
+    idleTimeout: 0,
+    // Bodies are measured by the routes, which answer with a problem; this is only a backstop.
+    maxRequestBodySize: 64 << 20,
+    websocket: {
+      maxPayloadLength: 2 << 20,
+      backpressureLimit: 1 << 20,
+      idleTimeout: 120,
+      perMessageDeflate: false,
+    },
+  } as Parameters<App["listen"]>[0]);
+}
+
+/** Stop taking requests, answer what was accepted, end the streams, close the database, let go. */
+async function drain(
+  routes: App,
+  hub: Hub,
+  queue: WriteQueue,
+  paths: Paths,
+  lock: Lock,
+  log: Logger,
+): Promise<void> {
+  log.info("stopping");
+  // Gone from the file system at once: a client that connects from now on starts the next daemon.
+  rmSync(paths.socket, { force: true });
+  hub.close(problem("daemon_unavailable", "the daemon is stopping", { hint: "reconnect and resume" }));
+  const server = routes.server;
+  const closed = server?.stop(false);
+  // Readers first: the last connection to close takes the WAL away.
+  hub.reader.db.close();
+  await queue.close();
+  // What is still open after the answers went out is an idle keep-alive or a reader that does not read.
+  await Promise.race([closed, Bun.sleep(250)]);
+  await server?.stop(true);
+  removeInfo(paths);
+  log.info("stopped");
+  lock.release();
+}

@@ -1,0 +1,94 @@
+/**
+ * The answers of the kernel's own queries (SPEC §2): what only the running daemon knows. Their shapes are in
+ * kernel/system.ts; a query that is declared there and not answered here does not compile.
+ */
+import { statSync } from "node:fs";
+import { bodyOf, eventPage } from "../http/events.ts";
+import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import type { Registry } from "../kernel/registry.ts";
+import { allSchemas } from "../kernel/schemas.ts";
+import type { Hub } from "../kernel/stream.ts";
+import type { systemQueries } from "../kernel/system.ts";
+import { COMMIT } from "../version.ts";
+import type { DaemonInfo } from "./info.ts";
+import type { Jobs } from "./jobs.ts";
+import type { WriteQueue } from "./queue.ts";
+
+type Answers = {
+  readonly [T in keyof typeof systemQueries]: (params: never) => object | Problem | Promise<object | Problem>;
+};
+
+/** Make the answers of one daemon. */
+export function systemAnswers(daemon: {
+  info: DaemonInfo;
+  registry: Registry;
+  hub: Hub;
+  queue: WriteQueue;
+  jobs: Jobs;
+  database: string;
+}): Answers {
+  const { info, registry, hub, queue, jobs, database } = daemon;
+  const size = (path: string) => statSync(path, { throwIfNoEntry: false })?.size ?? 0;
+  // The writer tells of changes of status only; whoever serves is written with the log, so it is at its head.
+  const projections = () =>
+    queue.projections.map((each) => (each.error === null ? { ...each, as_of_seq: hub.head } : each));
+  const page = <T>(items: T[]) => ({ as_of_seq: hub.head, items, next: null });
+  return {
+    "daemon.ping": () => ({
+      as_of_seq: hub.head,
+      pong: true,
+      start_id: info.start_id,
+      version: info.version,
+    }),
+    "daemon.status": () => ({
+      as_of_seq: hub.head,
+      state: "running",
+      pid: info.pid,
+      version: info.version,
+      commit: COMMIT,
+      api_version: info.api_version,
+      start_id: info.start_id,
+      started_at: info.started_at,
+      log_id: info.log_id,
+      head: hub.head,
+      addresses: info.addresses,
+      projections: projections(),
+      subscriptions: hub.subscriptions,
+      queued_commands: queue.size,
+      wal_bytes: size(`${database}-wal`),
+      database_bytes: size(database),
+      memory_bytes: process.memoryUsage.rss(),
+      jobs: [...jobs.running],
+    }),
+    "events.list": (params: Parameters<typeof eventPage>[1]) => {
+      const found = eventPage(hub, params);
+      if (isProblem(found)) return found;
+      const { lines, ...rest } = found;
+      return {
+        ...rest,
+        items: lines.map((line) => JSON.parse(bodyOf(hub, line, params.as_stored)) as unknown),
+      };
+    },
+    "projection.list": () => page(projections()),
+    "projection.verify": async () => {
+      const items = await jobs.run("projection.verify");
+      return { as_of_seq: hub.head, ok: items.every((item) => item.ok), items };
+    },
+    "log.verify": () => jobs.run("log.verify"),
+    "schema.list": () =>
+      page(
+        [...allSchemas(registry)].map(([name, schema]) => ({
+          name,
+          kind: name.split(".")[0]!,
+          version: Number(/\.v(\d+)$/.exec(name)![1]),
+          doc: String(schema.title),
+        })),
+      ),
+    "schema.get": ({ name }: { name: string }) => {
+      const schema = allSchemas(registry).get(name);
+      return schema
+        ? { as_of_seq: hub.head, name, schema }
+        : problem("not_found", "there is no such schema", { hint: "list them with 'mp schema list'" });
+    },
+  };
+}

@@ -32,12 +32,16 @@ CREATE TABLE event_versions (
   PRIMARY KEY (event_type, schema_version)
 ) STRICT, WITHOUT ROWID;
 
--- Idempotency keys with their first receipt; they do not expire (SPEC §7).
+-- Idempotency keys; they do not expire (SPEC §7). The first receipt is not kept as text: it follows from the command's
+-- events, which are `events` in number and end at `seq_global`. `rest` has what they do not tell.
 CREATE TABLE command_keys (
   principal TEXT NOT NULL,
   idempotency_key TEXT NOT NULL,
-  fingerprint TEXT NOT NULL,
-  receipt TEXT NOT NULL,
+  fingerprint BLOB NOT NULL CHECK (length(fingerprint) = 32),
+  command_type TEXT NOT NULL,
+  seq_global INTEGER NOT NULL,
+  events INTEGER NOT NULL,
+  rest TEXT,
   UNIQUE (principal, idempotency_key)
 ) STRICT;
 

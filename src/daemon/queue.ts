@@ -65,7 +65,8 @@ export class WriteQueue {
       resolve({ refused: event.message });
       queue.#lose(event.message);
     };
-    worker.onmessage = ({ data }: MessageEvent<FromWriter>) => {
+    worker.onmessage = (message: MessageEvent<string>) => {
+      const data = JSON.parse(message.data) as FromWriter;
       if (data.kind === "ready") {
         queue.projections = data.projections;
         resolve({ log_id: data.log_id });
@@ -113,7 +114,8 @@ export class WriteQueue {
   }
 
   #say(message: ToWriter): void {
-    this.#worker.postMessage(message);
+    // As text: a string crosses threads for less than an object that is cloned.
+    this.#worker.postMessage(JSON.stringify(message));
   }
 
   #send(): void {

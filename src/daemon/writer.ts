@@ -39,7 +39,7 @@ const WAL_BYTES = 8 << 20;
 /** How many batches pass between two looks at its size. */
 const WAL_LOOK_BATCHES = 64;
 
-const say = (message: FromWriter) => self.postMessage(message);
+const say = (message: FromWriter) => self.postMessage(JSON.stringify(message));
 const text = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error));
 
 function open(database: string, start_id: string) {
@@ -101,7 +101,8 @@ function open(database: string, start_id: string) {
 
 let opened: ReturnType<typeof open> | undefined;
 
-self.onmessage = ({ data }: MessageEvent<ToWriter>) => {
+self.onmessage = (message: MessageEvent<string>) => {
+  const data = JSON.parse(message.data) as ToWriter;
   switch (data.kind) {
     case "open":
       try {

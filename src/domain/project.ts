@@ -27,7 +27,6 @@ const projects = table(
   {
     key: ["project_id"],
     unique: [["workspace_id", "name_key"]],
-    index: [["workspace_id", "status"]],
     hidden: ["name_key"],
   },
 );

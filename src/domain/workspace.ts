@@ -22,7 +22,7 @@ const shown = {
 
 const workspaces = table(
   { ...shown, name_key: Type.String() },
-  { key: ["workspace_id"], unique: [["name_key"], ["root_path"]], index: [["status"]], hidden: ["name_key"] },
+  { key: ["workspace_id"], unique: [["name_key"], ["root_path"]], hidden: ["name_key"] },
 );
 
 declare module "../kernel/aggregate.ts" {

@@ -11,7 +11,7 @@ import type { Database } from "bun:sqlite";
 import { type Actor, type Context, type Event, isRefused, type Refused, type Scope } from "./aggregate.ts";
 import { type Clock, wireTime } from "./clock.ts";
 import { isStorageError } from "./database.ts";
-import { CommandKeys } from "./idempotency.ts";
+import { CommandKeys, type KeyRow } from "./idempotency.ts";
 import { type Encoded, encode, type LogReader, type LogWriter, MAX_EVENT_BYTES, type Stored } from "./log.ts";
 import { type Problem, problem } from "./problems.ts";
 import { ProjectionStopped, type Projections } from "./projection.ts";
@@ -66,12 +66,13 @@ interface Loaded {
   readonly scope: Scope;
 }
 
-/** Streams kept folded in memory; the log has the rest. */
-const MAX_LOADED = 10_000;
+/** Streams kept folded in memory: this many that were touched last, and up to as many before them. */
+const MAX_LOADED = 5_000;
 
 export class Executor {
   readonly #keys: CommandKeys;
-  readonly #loaded = new Map<string, Loaded>();
+  #loaded = new Map<string, Loaded>();
+  #loadedBefore = new Map<string, Loaded>();
   #events: Stored[] = [];
   #effects: Effect[] = [];
 
@@ -135,6 +136,7 @@ export class Executor {
 
   #forget(): void {
     this.#loaded.clear();
+    this.#loadedBefore.clear();
     this.log.rolledBack();
   }
 
@@ -193,7 +195,7 @@ export class Executor {
     });
 
     const known = this.#keys.find(command.principal, command.idempotency_key);
-    if (known?.fingerprint === command.fingerprint) return { receipt: known.receipt, replayed: true };
+    if (known?.fingerprint === command.fingerprint) return { receipt: this.#again(known), replayed: true };
     if (known) return refuse("idempotency_key_reused", "another command was carried out under this key");
     if (command.parent_event_id !== undefined && !this.reader.byId(command.parent_event_id))
       return refuse("not_found", "there is no event with the parent_event_id", {
@@ -320,23 +322,41 @@ export class Executor {
       events: readonly Event[];
     },
   ): Outcome {
-    const receipt = JSON.stringify({
-      command_id: done.command_id,
-      type: command.type,
-      subject: { kind: done.kind, id: done.id },
-      version: done.version,
-      seq_global: this.log.head.seq_global,
-      events: done.events.map(({ event_id, event_type, seq_global, seq_stream }) => ({
-        event_id,
-        event_type,
-        seq_global,
-        seq_stream,
-      })),
-      result: done.result,
-      replayed: false,
+    const { command_id, version, result, events } = done;
+    const subject = { kind: done.kind, id: done.id };
+    const { seq_global } = this.log.head;
+    const last = events.at(-1);
+    const plain =
+      last?.seq_stream === version && last.subject.id === subject.id && Object.keys(result).length === 0;
+    this.#keys.insert(command.principal, command.idempotency_key, {
+      fingerprint: command.fingerprint,
+      command_type: command.type,
+      seq_global,
+      events: events.length,
+      rest: plain ? null : JSON.stringify({ command_id, subject, version, result }),
     });
-    this.#keys.insert(command.principal, command.idempotency_key, command.fingerprint, receipt);
-    return { receipt, replayed: false };
+    return {
+      receipt: receiptText({ command_id, type: command.type, subject, version, seq_global, events, result }),
+      replayed: false,
+    };
+  }
+
+  /** The first receipt again, from the events of its command. */
+  #again(known: KeyRow): string {
+    const { command_type: type, seq_global, rest } = known;
+    const events = this.reader
+      .range(seq_global - known.events, seq_global)
+      .map((line) => JSON.parse(line.body) as Event);
+    const told = rest === null ? events.at(-1)! : undefined;
+    const { command_id, subject, version, result } = told
+      ? { command_id: told.causality.command_id, subject: told.subject, version: told.seq_stream, result: {} }
+      : (JSON.parse(rest!) as {
+          command_id: string;
+          subject: Event["subject"];
+          version: number;
+          result: object;
+        });
+    return receiptText({ command_id, type, subject, version, seq_global, events, result });
   }
 
   #refusal(refused: Refused, command: WriteCommand): Problem {
@@ -356,7 +376,7 @@ export class Executor {
   #load(entry: CommandEntry, stream: string): Loaded {
     const aggregate = entry.aggregate!;
     if (entry.spec.creates) return { state: aggregate.initial, version: 0, scope: {} };
-    const kept = this.#loaded.get(stream);
+    const kept = this.#loaded.get(stream) ?? this.#loadedBefore.get(stream);
     if (kept) return kept;
     const rows = this.reader.stream(stream);
     let state = aggregate.initial;
@@ -370,17 +390,42 @@ export class Executor {
     return { state, version: rows.length, scope };
   }
 
-  /** Keep a stream folded; the one that was not touched for longest makes room. */
+  /** Keep a stream folded. Two generations instead of a list by age: forgetting costs nothing per command. */
   #remember(stream: string, loaded: Loaded): void {
-    this.#loaded.delete(stream);
+    if (this.#loaded.size >= MAX_LOADED) {
+      this.#loadedBefore = this.#loaded;
+      this.#loaded = new Map();
+    }
     this.#loaded.set(stream, loaded);
-    if (this.#loaded.size > MAX_LOADED) this.#loaded.delete(this.#loaded.keys().next().value!);
   }
+}
+
+/** A receipt as it is sent (SPEC §3). `replayed` comes last: that is where a replay is marked (http/answers.ts). */
+function receiptText(receipt: {
+  command_id: string;
+  type: string;
+  subject: Event["subject"];
+  version: number;
+  seq_global: number;
+  events: readonly Event[];
+  result: object;
+}): string {
+  const { command_id, type, subject, version, seq_global, events, result } = receipt;
+  const made = events.map(
+    (each) =>
+      `{"event_id":"${each.event_id}","event_type":"${each.event_type}","seq_global":${each.seq_global},"seq_stream":${each.seq_stream}}`,
+  );
+  return `{"command_id":"${command_id}","type":"${type}","subject":{"kind":"${subject.kind}","id":${JSON.stringify(
+    subject.id,
+  )}},"version":${version},"seq_global":${seq_global},"events":[${made.join(",")}],"result":${JSON.stringify(result)},"replayed":false}`;
 }
 
 /** Absent members are left out, never null or undefined (SPEC §4), so that live and replayed events are equal. */
 function given(payload: object): object {
-  return Object.fromEntries(Object.entries(payload).filter(([, value]) => value !== undefined));
+  for (const value of Object.values(payload))
+    if (value === undefined)
+      return Object.fromEntries(Object.entries(payload).filter(([, each]) => each !== undefined));
+  return payload;
 }
 
 function join(parts: readonly Committed[]): Committed {

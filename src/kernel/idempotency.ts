@@ -22,10 +22,17 @@ export function fingerprint(sent: {
   return new Bun.CryptoHasher("sha256").update(text).digest("hex");
 }
 
+/** What is kept of an accepted command. */
 export interface KeyRow {
+  /** Hexadecimal. */
   readonly fingerprint: string;
-  /** The first receipt, as JSON text. */
-  readonly receipt: string;
+  readonly command_type: string;
+  /** The log's position after the command. */
+  readonly seq_global: number;
+  /** How many events it made; they end at `seq_global`. */
+  readonly events: number;
+  /** JSON of what the events do not tell; null when they tell everything. */
+  readonly rest: string | null;
 }
 
 /** The keys, on the write connection, inside the writer's transaction. */
@@ -35,10 +42,12 @@ export class CommandKeys {
 
   constructor(db: Database) {
     this.#find = db.query(
-      "SELECT fingerprint, receipt FROM command_keys WHERE principal = ? AND idempotency_key = ?",
+      `SELECT lower(hex(fingerprint)) AS fingerprint, command_type, seq_global, events, rest
+       FROM command_keys WHERE principal = ? AND idempotency_key = ?`,
     );
     this.#insert = db.query(
-      "INSERT INTO command_keys (principal, idempotency_key, fingerprint, receipt) VALUES (?, ?, ?, ?)",
+      `INSERT INTO command_keys (principal, idempotency_key, fingerprint, command_type, seq_global, events, rest)
+       VALUES (?, ?, unhex(?), ?, ?, ?, ?)`,
     );
   }
 
@@ -46,7 +55,7 @@ export class CommandKeys {
     return this.#find.get(principal, key) ?? undefined;
   }
 
-  insert(principal: string, key: string, print: string, receipt: string): void {
-    this.#insert.run(principal, key, print, receipt);
+  insert(principal: string, key: string, row: KeyRow): void {
+    this.#insert.run(principal, key, row.fingerprint, row.command_type, row.seq_global, row.events, row.rest);
   }
 }

@@ -5,7 +5,7 @@
  * generation that is not the binary's own is rebuilt before it serves; an event that cannot be applied stops
  * its projection visibly and fails closed for writes that need it. Nothing here reads a clock.
  */
-import type { Database } from "bun:sqlite";
+import type { Database, Statement } from "bun:sqlite";
 import type { AnyAggregate, Event, Find, Read, TableSpec } from "./aggregate.ts";
 import { isStorageError } from "./database.ts";
 import type { LogReader } from "./log.ts";
@@ -85,14 +85,15 @@ export function generationId(aggregate: AnyAggregate): string {
 
 /** Equality conditions; undefined members do not count, null matches null. */
 function conditions(where: Readonly<Record<string, unknown>>): { sql: string; values: Value[] } {
-  const parts: string[] = [];
+  let sql = "";
   const values: Value[] = [];
-  for (const [column, value] of Object.entries(where)) {
+  for (const column in where) {
+    const value = where[column];
     if (value === undefined) continue;
-    parts.push(`${column} IS ?`);
+    sql += `${sql === "" ? " WHERE" : " AND"} ${column} IS ?`;
     values.push(value as Value);
   }
-  return { sql: parts.length ? ` WHERE ${parts.join(" AND ")}` : "", values };
+  return { sql, values };
 }
 
 /** Writes one projection's tables, either the serving ones or the next. */
@@ -102,11 +103,14 @@ function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>, suffi
       const target = name + suffix;
       const columns = columnsOf(spec);
       const insertSql = `INSERT INTO ${target} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`;
+      let insert: Statement<unknown, Value[]> | undefined;
       return [
         name,
         {
           insert(row: Row) {
-            db.query<unknown, Value[]>(insertSql).run(...columns.map((column) => row[column] as Value));
+            // Not before the first row: the table of a next generation does not exist yet.
+            insert ??= db.query<unknown, Value[]>(insertSql);
+            insert.run(...columns.map((column) => row[column] as Value));
           },
           update(where: Row, change: Row) {
             const { sql, values } = conditions(where);
@@ -176,20 +180,22 @@ export class Projections {
       for (const name of Object.keys(projection.aggregate.readModel.tables))
         this.#byTable.set(name, projection);
     }
-    const rows = (name: string, where: object, limit: string) => {
+    const select = (name: string, where: object, tail: string) => {
       const owner = this.#byTable.get(name);
       if (owner?.error !== undefined) throw new ProjectionStopped(owner.name);
       const { sql, values } = conditions(where as Row);
-      return db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${limit}`).all(...values);
+      return { statement: db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${tail}`), values };
     };
     this.find = {
-      one: (name, where) => rows(name, where, " LIMIT 1")[0] as never,
-      all: (name, where) =>
-        rows(
-          name,
-          where,
-          ` ORDER BY ${this.#byTable.get(name)!.aggregate.readModel.tables[name]!.key.join(", ")}`,
-        ) as never,
+      one(name, where) {
+        const { statement, values } = select(name, where, " LIMIT 1");
+        return (statement.get(...values) ?? undefined) as never;
+      },
+      all: (name, where) => {
+        const { key } = this.#byTable.get(name)!.aggregate.readModel.tables[name]!;
+        const { statement, values } = select(name, where, ` ORDER BY ${key.join(", ")}`);
+        return statement.all(...values) as never;
+      },
     };
   }
 

@@ -112,7 +112,7 @@ async function buildAll(): Promise<void> {
 
 /** Returns the exit code: 1 when `check` is set and a committed file is not what the source makes. */
 async function generateFiles(check: boolean): Promise<number> {
-  const { generate } = await import("./src/kernel/generate.ts");
+  const { generate } = await import("./src/generate.ts");
   const files = await generate(root, check);
   if (!check) {
     console.log(`wrote ${files.length} generated files`);

@@ -65,7 +65,9 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
     },
     archive(state, { project_id }, { find }) {
       if (state.status === "archived") return [];
-      const workspace_id = find.one("projects", { project_id })?.workspace_id;
+      const row = find.one("projects", { project_id });
+      if (!row) return missing("project", project_id);
+      const { workspace_id } = row;
       if (find.one("workspaces", { workspace_id })?.status === "closed")
         return reject("workspace.closed", { workspace_id });
       return [{ type: "archived", payload: {} }];

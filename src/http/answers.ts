@@ -4,7 +4,7 @@
  * The routes are typed with what a client will parse, while Elysia gets a finished `Response`, which it passes on
  * untouched: receipts and events go out as the bytes they already are.
  */
-import type { Answer } from "../kernel/dispatch.ts";
+import { type Answer, freshTrace } from "../kernel/dispatch.ts";
 import type { Problem } from "../kernel/problems.ts";
 
 const JSON_HEADERS = { "content-type": "application/json", "cache-control": "no-store" };
@@ -18,9 +18,12 @@ export function json<T>(text: string, headers: Record<string, string> = {}): T {
   return new Response(text, { headers: { ...JSON_HEADERS, ...headers } }) as T;
 }
 
-/** A problem as `application/problem+json` with its status; `overloaded` says when to come back. */
-export function refused<T>(problem: Problem): T {
-  return new Response(JSON.stringify(problem), {
+/**
+ * A problem as `application/problem+json` with its status; `overloaded` says when to come back.
+ * @param trace_id of the request, for a problem that has none of its own
+ */
+export function refused<T>(problem: Problem, trace_id?: string): T {
+  return new Response(problemText(problem, trace_id), {
     status: problem.status,
     headers: {
       "content-type": "application/problem+json",
@@ -29,6 +32,11 @@ export function refused<T>(problem: Problem): T {
       ...(problem.code === "unauthorized" && { "www-authenticate": "Bearer" }),
     },
   }) as T;
+}
+
+/** A problem as JSON text. Every problem that leaves has a trace id, so that there is something to ask about. */
+export function problemText(problem: Problem, trace_id?: string): string {
+  return JSON.stringify({ ...problem, trace_id: problem.trace_id ?? trace_id ?? freshTrace() });
 }
 
 /** Any answer of the dispatcher. */
@@ -58,6 +66,6 @@ export function answerText(answer: Answer): string {
     case "result":
       return JSON.stringify(answer.result);
     case "problem":
-      return JSON.stringify(answer.problem);
+      return problemText(answer.problem);
   }
 }

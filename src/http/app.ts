@@ -6,17 +6,18 @@
  * a path or a stack (SPEC §10).
  */
 import { Elysia } from "elysia";
+import { Type } from "typebox";
 import type { AnyEnvelope, BatchAnswer, Receipt } from "../client/types.ts";
-import type { Dispatch } from "../kernel/dispatch.ts";
-import { isProblem, problem } from "../kernel/problems.ts";
+import { type Answer, type Dispatch, freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
+import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
-import { typed } from "../kernel/schema.ts";
+import { object, schemaErrors, typed } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
 import type { Hub } from "../kernel/stream.ts";
 import { answerText, json, refused, respond } from "./answers.ts";
 import { bodyOf, getEvents } from "./events.ts";
 import { openApi } from "./openapi.ts";
-import { type Gate, readJson, traceOf, Unreadable } from "./request.ts";
+import { type Gate, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
 import { connection } from "./stream.ts";
 
 /** Live streams and sockets at most (SPEC §10). */
@@ -40,34 +41,41 @@ interface Parts {
 }
 
 /** The routes. `parse` is ours, `normalize` off: Elysia would strip what it does not know. */
-export function app({ registry, dispatch, hub, health, gate, onBug }: Parts) {
+export function app({ registry, dispatch: undefended, hub, health, gate, onBug }: Parts) {
+  const dispatch = defended(undefended, onBug);
+  const noSuchRoute = problem("not_found", "there is no such route with that method", {
+    hint: "see /openapi.json",
+  });
   let streams = 0;
   const tooMany = () =>
     streams < MAX_CONNECTIONS ? undefined : problem("overloaded", `${streams} streams are open already`);
 
   return new Elysia({ normalize: false })
     .onError(({ error, code, request }) => {
-      if (code === "NOT_FOUND")
-        return refused<Response>(
-          problem("not_found", "there is no such route", { hint: "see /openapi.json" }),
-        );
-      const trace_id = traceOf(request) ?? crypto.randomUUID().replaceAll("-", "");
+      const trace_id = traceOf(request);
+      if (code === "NOT_FOUND") {
+        const caller = gate(request);
+        return refused<Response>(isProblem(caller) ? caller : noSuchRoute, trace_id);
+      }
       onBug(trace_id, error);
-      return refused<Response>(problem("internal", "the request met a bug", { trace_id }));
+      return refused<Response>(problem("internal", "the request met a bug"), trace_id);
     })
-    .get("/health", () => health)
+    .get("/health", ({ request }) => {
+      const refusal = originRefusal(request);
+      return refusal ? refused<Health>(refusal, traceOf(request)) : health;
+    })
     .guard({
       // The gate comes before the body is read: who may not ask is not listened to.
       parse: ({ request }) => {
         const caller = gate(request);
         return isProblem(caller) ? new Unreadable(caller) : readJson(request);
       },
+      // And before every route, whatever its method: a HEAD runs what a GET runs, and neither is parsed.
       beforeHandle: ({ request, body }) => {
-        if ((body as unknown) instanceof Unreadable)
-          return refused<Response>((body as unknown as Unreadable).problem);
-        if (request.method !== "GET") return undefined;
         const caller = gate(request);
-        return isProblem(caller) ? refused<Response>(caller) : undefined;
+        if (isProblem(caller)) return refused<Response>(caller, traceOf(request));
+        if (!((body as unknown) instanceof Unreadable)) return undefined;
+        return refused<Response>((body as unknown as Unreadable).problem, traceOf(request));
       },
     })
     .post(
@@ -86,54 +94,82 @@ export function app({ registry, dispatch, hub, health, gate, onBug }: Parts) {
       },
       { body: typed<{ atomic: boolean; commands: readonly AnyEnvelope[] }>() },
     )
-    .get("/v1/queries/:type", async ({ params, request }): Promise<object> => {
-      const { searchParams } = new URL(request.url);
-      return respond(await dispatch.query(params.type, searchParams, traceOf(request)));
-    })
+    .get(
+      "/v1/queries/:type",
+      async ({ params, request }): Promise<object> =>
+        respond(await dispatch.query(params.type, searchOf(request), traceOf(request))),
+    )
     .get("/v1/events", ({ request, server }) => {
       server?.timeout(request, 0);
       return getEvents(hub, request, tooMany);
     })
-    .get("/v1/events/:event_id", ({ params, request }): object => {
-      const line = hub.reader.byId(params.event_id);
-      if (!line)
-        return refused(problem("not_found", "there is no such event", { trace_id: traceOf(request) ?? "" }));
-      return json(bodyOf(hub, line, new URL(request.url).searchParams.get("as_stored") === "true"));
-    })
+    .get("/v1/events/:event_id", ({ params, request }): object => oneEvent(hub, request, params.event_id))
     .get("/v1/stream", ({ request, server }) => {
       const full = tooMany();
-      if (full) return refused<Response>(full);
+      if (full) return refused<Response>(full, traceOf(request));
       const data = connection(hub, dispatch, callerOf(gate, request), () => {
         streams -= 1;
       });
       if (!server?.upgrade(request, { data }))
         return refused<Response>(
           problem("malformed_request", "this route is a WebSocket", { hint: "send an upgrade" }),
+          traceOf(request),
         );
       streams += 1;
       return undefined;
     })
     .get(
       "/v1/schemas",
-      ({ request }): Promise<object> =>
-        dispatch
-          .query("schema.list", new URL(request.url).searchParams, traceOf(request))
-          .then(respond<object>),
+      async ({ request }): Promise<object> =>
+        respond(await dispatch.query("schema.list", searchOf(request), traceOf(request))),
     )
     .get("/v1/schemas/:name", ({ params, request }): object => {
       const found = allSchemas(registry).get(params.name.replace(/\.json$/, ""));
       return found
         ? json(JSON.stringify(found), { "content-type": "application/schema+json" })
-        : refused(problem("not_found", "there is no such schema", { trace_id: traceOf(request) ?? "" }));
+        : refused(problem("not_found", "there is no such schema"), traceOf(request));
     })
     .get("/openapi.json", () => openApi(registry));
 }
 
 export type App = ReturnType<typeof app>;
 
+const EventParams = object({ as_stored: Type.Optional(Type.Boolean()) });
+
+/** `GET /v1/events/{event_id}`: the event as the log has it, in its current version unless `as_stored` says not to. */
+function oneEvent(hub: Hub, request: Request, event_id: string): object {
+  const params = fromText(EventParams.properties, searchOf(request));
+  const errors = schemaErrors(EventParams, params);
+  if (errors.length > 0) return refused(invalidSchema(errors, traceOf(request)));
+  const line = hub.reader.byId(event_id);
+  return line
+    ? json(bodyOf(hub, line, params.as_stored === true))
+    : refused(problem("not_found", "there is no such event"), traceOf(request));
+}
+
 /** The caller of a request that has passed the gate. */
 function callerOf(gate: Gate, request: Request) {
   const caller = gate(request);
   if (isProblem(caller)) throw new Error("a request came past the gate");
   return caller;
+}
+
+/** The dispatcher, with `internal` as the answer to a bug: on a WebSocket as well, where nobody else would answer. */
+function defended(dispatch: Dispatch, onBug: Parts["onBug"]): Dispatch {
+  const bug = (error: unknown, trace_id = freshTrace()): Problem => {
+    onBug(trace_id, error);
+    return problem("internal", "the request met a bug", { trace_id });
+  };
+  const answer = (error: unknown, trace_id?: string): Answer => ({
+    kind: "problem",
+    problem: bug(error, trace_id),
+  });
+  return {
+    one: (value, caller, trace_id) =>
+      dispatch.one(value, caller, trace_id).catch((error: unknown) => answer(error, trace_id)),
+    batch: (value, caller, trace_id) =>
+      dispatch.batch(value, caller, trace_id).catch((error: unknown) => ({ problem: bug(error, trace_id) })),
+    query: (type, search, trace_id) =>
+      dispatch.query(type, search, trace_id).catch((error: unknown) => answer(error, trace_id)),
+  };
 }

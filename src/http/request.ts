@@ -3,7 +3,7 @@
  *
  * Always holds: no route sees a body that `parseStrict` has not passed, and none a caller that no credential names.
  */
-import type { Caller } from "../kernel/dispatch.ts";
+import { type Caller, freshTrace } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 
@@ -32,30 +32,51 @@ export async function readJson(request: Request): Promise<unknown> {
 async function readBytes(request: Request): Promise<Uint8Array | Unreadable> {
   const tooLarge = () => new Unreadable(problem("payload_too_large", `a body has at most ${MAX_BODY} bytes`));
   const length = request.headers.get("content-length");
-  if (length !== null)
-    return Number(length) > MAX_BODY ? tooLarge() : new Uint8Array(await request.arrayBuffer());
-  // A chunked body does not say how long it is: stop reading once it is too long.
-  const chunks: Uint8Array[] = [];
-  let size = 0;
-  for await (const chunk of request.body ?? []) {
-    size += chunk.length;
-    if (size > MAX_BODY) return tooLarge();
-    chunks.push(chunk);
+  if (length !== null && Number(length) > MAX_BODY) return tooLarge();
+  try {
+    if (length !== null) return new Uint8Array(await request.arrayBuffer());
+    // A chunked body does not say how long it is: stop reading once it is too long.
+    const chunks: Uint8Array[] = [];
+    let size = 0;
+    for await (const chunk of request.body ?? []) {
+      size += chunk.length;
+      if (size > MAX_BODY) return tooLarge();
+      chunks.push(chunk);
+    }
+    return Buffer.concat(chunks);
+  } catch {
+    // The client has hung up, which is its right and no bug: nobody hears this answer.
+    return new Unreadable(problem("malformed_request", "the body ended early"));
   }
-  return Buffer.concat(chunks);
 }
 
-/** The trace id of a W3C `traceparent` header, if it has a valid one. */
-export function traceOf(request: Request): string | undefined {
-  const header = request.headers.get("traceparent");
-  if (header === null) return undefined;
-  return /^(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$/.exec(
-    header,
-  )?.[1];
+/** The parameters of a request's URL. Taken from the text: a Host header that is no host would make `new URL` throw. */
+export function searchOf(request: Request): URLSearchParams {
+  const { url } = request;
+  const from = url.indexOf("?");
+  return new URLSearchParams(from < 0 ? "" : url.slice(from).split("#", 1)[0]);
 }
+
+/** The trace id of a W3C `traceparent` header when there is a valid one, else a new one. */
+export function traceOf(request: Request): string {
+  const header = request.headers.get("traceparent") ?? "";
+  return TRACEPARENT.exec(header)?.[1] ?? freshTrace();
+}
+
+const TRACEPARENT = /^(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$/;
 
 /** How a listener knows its callers. */
 export type Gate = (request: Request) => Caller | Problem;
+
+/**
+ * A browser sends an Origin where it matters, and no page has business here: such a request is refused on every route,
+ * also on those that need no credential (SPEC §10).
+ */
+export function originRefusal(request: Request): Problem | undefined {
+  return request.headers.has("origin")
+    ? problem("policy_denied", "requests with an Origin are not taken on the socket")
+    : undefined;
+}
 
 /**
  * The Unix socket: whoever can open it is the daemon's own user, for its folder and itself are closed to all others
@@ -65,8 +86,5 @@ export type Gate = (request: Request) => Caller | Problem;
  */
 export function socketGate(user: string, uid: number): Gate {
   const caller: Caller = { actor: { id: user, kind: "user" }, principal: `uid:${uid}` };
-  return (request) =>
-    request.headers.has("origin")
-      ? problem("policy_denied", "requests with an Origin are not taken on the socket")
-      : caller;
+  return (request) => originRefusal(request) ?? caller;
 }

@@ -11,7 +11,7 @@ import { fingerprint } from "./idempotency.ts";
 import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
 import { BadCursor, type ReadModels } from "./projection.ts";
 import { nearest, type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
-import { Id, object, Seq, schemaErrors } from "./schema.ts";
+import { Id, MOST_ERRORS, object, Seq, schemaErrors, UNKNOWN_FIELD } from "./schema.ts";
 import type { Hub } from "./stream.ts";
 
 /** Who sent a request: made from the credential, never from the envelope (SPEC §2). */
@@ -34,7 +34,8 @@ export const IdempotencyKey = Type.String({
 /** The members every envelope may have; `payload` is checked by its own schema. */
 export const envelopeFields = {
   type: Type.String({ minLength: 1, maxLength: 128 }),
-  schema_version: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })),
+  // Any whole number: one that is not a version here is unsupported_schema_version, not a broken schema.
+  schema_version: Type.Optional(Type.Integer()),
   payload: Type.Record(Type.String(), Type.Unknown()),
   idempotency_key: Type.Optional(IdempotencyKey),
   expected_version: Type.Optional(Seq),
@@ -96,12 +97,13 @@ export function dispatcher(parts: {
   function envelopeErrors(value: unknown, at = ""): SchemaError[] {
     const errors = schemaErrors(Envelope, value, at);
     if (errors.length === 0 || typeof value !== "object" || value === null) return errors;
-    const { type, payload } = value as Partial<Envelope>;
+    const { type, payload, schema_version } = value as Partial<Envelope>;
     const entry = typeof type === "string" ? entryOf(type) : undefined;
     if (!entry || payload === undefined || errors.some(({ pointer }) => pointer === `${at}/payload`))
       return errors;
-    const schema = "params" in entry ? entry.params : entry.spec.payload;
-    return [...errors, ...schemaErrors(schema, payload, `${at}/payload`)];
+    const schema =
+      "params" in entry ? entry.params : schemaOf(entry.spec, schema_version ?? entry.spec.version);
+    return schema ? [...errors, ...schemaErrors(schema, payload, `${at}/payload`)] : errors;
   }
 
   /** Everything that can be wrong with a command before the writer sees it. */
@@ -111,7 +113,7 @@ export function dispatcher(parts: {
     const schema = schemaOf(entry.spec, version);
     if (!schema) return unsupported(entry.type, entry.spec.version, trace_id);
     const errors = schemaErrors(schema, envelope.payload, "/payload");
-    if (errors.length > 0) return invalid(errors, trace_id);
+    if (errors.length > 0) return invalidSchema(errors, trace_id);
     if (envelope.idempotency_key === undefined)
       return problem("idempotency_key_required", `${entry.type} changes state, so it needs a key`, {
         trace_id,
@@ -140,15 +142,20 @@ export function dispatcher(parts: {
   async function ask(entry: QueryEntry, params: Record<string, unknown>, trace_id: string): Promise<Answer> {
     const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
     const errors = schemaErrors(entry.params, params, "/payload");
-    if (errors.length > 0) return refuse(invalid(errors, trace_id));
+    if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
     const { min_seq, ...own } = params;
-    if (typeof min_seq === "number" && !(await hub.reached(min_seq, MIN_SEQ_WAIT_MS)))
-      return refuse(
-        problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`, {
-          details: { head: hub.head, min_seq },
-          hint: "check min_seq: it is the seq_global of a receipt of this log",
-        }),
-      );
+    if (typeof min_seq === "number") {
+      const reached = await hub.reached(min_seq, MIN_SEQ_WAIT_MS);
+      const closed = parts.closed();
+      if (closed) return refuse(closed);
+      if (!reached)
+        return refuse(
+          problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`, {
+            details: { head: hub.head, min_seq },
+            hint: "check min_seq: it is the seq_global of a receipt of this log",
+          }),
+        );
+    }
     if (!entry.reads) {
       const result = await parts.systemQueries[entry.type]!(own as never);
       return isProblem(result) ? refuse(result) : { kind: "result", result };
@@ -156,6 +163,14 @@ export function dispatcher(parts: {
     const { kind, run } = entry.reads;
     try {
       const { as_of_seq, answer } = parts.readModels.snapshot(kind, (read) => run(read, own as never));
+      // The log is there but the read model is not: its projection has stopped (SPEC §6), and waiting does not help.
+      if (typeof min_seq === "number" && as_of_seq < min_seq)
+        return refuse(
+          problem("overloaded", `the projection '${kind}' has stopped before min_seq`, {
+            details: { projection: kind, as_of_seq, min_seq },
+            hint: "see 'mp projection list'; once the cause is mended: mp projection rebuild",
+          }),
+        );
       if (isRefused(answer))
         return refuse(
           problem("not_found", `there is no such ${String(answer.details.kind)}`, {
@@ -166,7 +181,10 @@ export function dispatcher(parts: {
     } catch (error) {
       if (!(error instanceof BadCursor)) throw error;
       return refuse(
-        invalid([{ pointer: "/payload/cursor", message: "must be the 'next' of an earlier page" }], trace_id),
+        invalidSchema(
+          [{ pointer: "/payload/cursor", message: "must be the 'next' of an earlier page" }],
+          trace_id,
+        ),
       );
     }
   }
@@ -177,7 +195,7 @@ export function dispatcher(parts: {
       const closed = parts.closed();
       if (closed) return { kind: "problem", problem: { ...closed, trace_id } };
       const errors = envelopeErrors(value);
-      if (errors.length > 0) return { kind: "problem", problem: invalid(errors, trace_id) };
+      if (errors.length > 0) return { kind: "problem", problem: invalidSchema(errors, trace_id) };
       const envelope = value as Envelope;
       const entry = entryOf(envelope.type);
       if (!entry) return { kind: "problem", problem: unknownType(envelope.type, trace_id) };
@@ -187,7 +205,7 @@ export function dispatcher(parts: {
         const extra = (["idempotency_key", "expected_version", "parent_event_id"] as const)
           .filter((name) => envelope[name] !== undefined)
           .map((name) => ({ pointer: `/${name}`, message: "is not taken by a query" }));
-        if (extra.length > 0) return { kind: "problem", problem: invalid(extra, trace_id) };
+        if (extra.length > 0) return { kind: "problem", problem: invalidSchema(extra, trace_id) };
         return ask(entry, envelope.payload, trace_id);
       }
       const command = prepare(envelope, caller, trace_id);
@@ -203,7 +221,7 @@ export function dispatcher(parts: {
       const closed = parts.closed();
       if (closed) return { problem: { ...closed, trace_id } };
       const errors = schemaErrors(Batch, value);
-      if (errors.length > 0) return { problem: invalid(errors, trace_id) };
+      if (errors.length > 0) return { problem: invalidSchema(errors, trace_id) };
       const { atomic, commands: sent } = value as Static<typeof Batch>;
       if (sent.length > MAX_BATCH)
         return {
@@ -213,12 +231,12 @@ export function dispatcher(parts: {
         const at = `/commands/${index}`;
         const own = traceOf(each, given);
         const wrong = envelopeErrors(each, at);
-        if (wrong.length > 0) return invalid(wrong, own);
+        if (wrong.length > 0) return invalidSchema(wrong, own);
         const envelope = each as Envelope;
         const entry = entryOf(envelope.type);
         if (!entry) return unknownType(envelope.type, own);
         if ("params" in entry)
-          return invalid(
+          return invalidSchema(
             [{ pointer: `${at}/type`, message: "is a query: a batch takes commands only" }],
             own,
           );
@@ -251,7 +269,11 @@ export function dispatcher(parts: {
     async query(type, search, given) {
       const trace_id = traceOf(undefined, given);
       const entry = registry.queries.get(type);
-      if (!entry) return { kind: "problem", problem: unknownType(type, trace_id) };
+      if (!entry) {
+        const found = unknownType(type, trace_id);
+        const hint = registry.commands.has(type) ? "it is a command: POST it to /v1/commands" : found.hint;
+        return { kind: "problem", problem: { ...found, hint } };
+      }
       return ask(entry, fromText(entry.params.properties, search), trace_id);
     },
   };
@@ -263,12 +285,17 @@ function answerOf(outcome: Outcome): Answer {
     : { kind: "receipt", receipt: outcome.receipt, replayed: outcome.replayed };
 }
 
-function invalid(errors: SchemaError[], trace_id: string): Problem {
+/** `invalid_schema` with every place; a single one is also told in words. */
+export function invalidSchema(errors: SchemaError[], trace_id: string): Problem {
   const [first] = errors;
-  const detail =
-    errors.length === 1 && first
-      ? `${first.pointer || "the request"} ${first.message}`
-      : `the request breaks its schema in ${errors.length} places`;
+  const more = errors.length >= MOST_ERRORS ? ", and perhaps in more" : "";
+  let detail = `the request breaks its schema in ${errors.length} places${more}`;
+  // The name of an unknown field is the sender's own word: it stands in its pointer and nowhere else.
+  if (errors.length === 1 && first)
+    detail =
+      first.message === UNKNOWN_FIELD
+        ? "the request has a field that is not known"
+        : `${first.pointer || "the request"} ${first.message}`;
   return problem("invalid_schema", detail, { errors, trace_id });
 }
 
@@ -286,7 +313,8 @@ function traceOf(value: unknown, given: string | undefined): string {
   return given ?? freshTrace();
 }
 
-function freshTrace(): string {
+/** A new trace id: 32 hexadecimal digits. */
+export function freshTrace(): string {
   return crypto.randomUUID().replaceAll("-", "");
 }
 
@@ -298,15 +326,17 @@ export function fromText(
   fields: Readonly<Record<string, TSchema>>,
   search: URLSearchParams,
 ): Record<string, unknown> {
-  const params: Record<string, unknown> = {};
-  for (const name of new Set(search.keys())) {
-    const all = search.getAll(name);
-    const type = (fields[name] as { type?: string } | undefined)?.type;
-    if (type === "array") params[name] = all.flatMap((text) => text.split(","));
-    else if (all.length > 1) params[name] = all;
-    else if (type === "integer" && /^-?\d{1,16}$/.test(all[0]!)) params[name] = Number(all[0]);
-    else if (type === "boolean" && /^(true|false)$/.test(all[0]!)) params[name] = all[0] === "true";
-    else params[name] = all[0];
-  }
-  return params;
+  const one = (name: string, all: string[]): unknown => {
+    const type = Object.hasOwn(fields, name) ? (fields[name] as { type?: string }).type : undefined;
+    if (type === "array") return all.flatMap((text) => text.split(","));
+    if (all.length > 1) return all;
+    const [text] = all as [string];
+    if (type === "integer" && /^(0|-?[1-9]\d{0,15})$/.test(text)) return Number(text);
+    if (type === "boolean" && /^(true|false)$/.test(text)) return text === "true";
+    return text;
+  };
+  // fromEntries, because an assignment to `__proto__` would make no field, and so would not be refused.
+  return Object.fromEntries(
+    [...new Set(search.keys())].map((name) => [name, one(name, search.getAll(name))]),
+  );
 }

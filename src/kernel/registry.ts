@@ -2,7 +2,8 @@
  * The registry: every command, query and event the daemon knows, by type, from one list of aggregates and the
  * kernel's own types. Routes, CLI, client types, schemas/ and OpenAPI are made from it.
  *
- * Always holds: every older version has an unbroken chain of upcasters to the current one (checked here, at start).
+ * Always holds (checked here, at every start): every older version has an unbroken chain of upcasters to the current one; no
+ * two things have one name; a command that does not make its subject names it by `<kind>_id`.
  */
 import { type TObject, Type } from "typebox";
 import type {
@@ -58,31 +59,39 @@ export interface SystemTypes {
  * Build the registry.
  * @param aggregates the domain's one list
  * @param system the kernel's own types
- * @throws Error when two things have one name or an upcaster is missing: a bug, found at every start
+ * @throws Error when one of the rules above is broken: a bug
  */
 export function buildRegistry(aggregates: readonly unknown[], system: SystemTypes): Registry {
   const commands = new Map<string, CommandEntry>();
   const queries = new Map<string, QueryEntry>();
   const events = new Map<string, EventEntry>();
   const reasons = new Map<string, string>();
-  const add = <V>(map: Map<string, V>, type: string, value: V) => {
-    if (map.has(type)) throw new Error(`${type} is declared twice`);
-    map.set(type, value);
+  const tables = new Map<string, string>();
+  const add = <V>(map: Map<string, V>, name: string, value: V, other?: ReadonlyMap<string, unknown>) => {
+    if (map.has(name) || other?.has(name)) throw new Error(`${name} is declared twice`);
+    map.set(name, value);
   };
   for (const aggregate of aggregates as readonly AnyAggregate[]) {
     for (const [name, spec] of Object.entries(aggregate.commands)) {
       const type = `${aggregate.kind}.${name}`;
       checkChain(type, spec.version, spec.older);
+      if (!spec.creates && !(`${aggregate.kind}_id` in spec.payload.properties))
+        throw new Error(`${type} does not name its subject: its payload has no ${aggregate.kind}_id`);
       add(commands, type, { type, spec, aggregate, name });
     }
     for (const [name, spec] of Object.entries(aggregate.queries)) {
       const type = `${aggregate.kind}.${name}`;
-      add(queries, type, {
+      add(
+        queries,
         type,
-        spec,
-        params: withPaging(spec),
-        reads: { kind: aggregate.kind, run: spec.run },
-      });
+        {
+          type,
+          spec,
+          params: withPaging(spec),
+          reads: { kind: aggregate.kind, run: spec.run },
+        },
+        commands,
+      );
     }
     for (const [name, spec] of Object.entries(aggregate.events)) {
       const type = `${aggregate.kind}.${name}`;
@@ -90,11 +99,12 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
       add(events, type, { type, spec, aggregate, name });
     }
     for (const [reason, advice] of Object.entries(aggregate.reasons)) add(reasons, reason, advice);
+    for (const table of Object.keys(aggregate.readModel.tables)) add(tables, table, aggregate.kind);
   }
   for (const [type, spec] of Object.entries(system.commands))
     add(commands, type, { type, spec, aggregate: undefined, name: type.split(".")[1]! });
   for (const [type, spec] of Object.entries(system.queries))
-    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined });
+    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined }, commands);
   return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, events, reasons };
 }
 

@@ -6,6 +6,7 @@
  */
 import { type Static, type TArray, type TObject, type TProperties, type TSchema, Type } from "typebox";
 import { Compile } from "typebox/compile";
+import { Settings } from "typebox/system";
 import type { SchemaError } from "./problems.ts";
 
 /** UUIDv7, lower case (SPEC §1). */
@@ -34,11 +35,18 @@ export const Path = Type.String({
   description: "an absolute, canonical path",
 });
 
-/** RFC 3339 UTC with milliseconds (SPEC §1). */
-export const Time = Type.String({
-  pattern: "^\\d{4}-\\d{2}-\\d{2}T\\d{2}:\\d{2}:\\d{2}\\.\\d{3}Z$",
-  description: "RFC 3339, UTC, milliseconds",
-});
+/** RFC 3339 UTC with milliseconds (SPEC §1); a day and an hour that exist. */
+export const Time = Type.Refine(
+  Type.String({
+    pattern: "^\\d{4}-\\d{2}-\\d{2}T\\d{2}:\\d{2}:\\d{2}\\.\\d{3}Z$",
+    description: "RFC 3339, UTC, milliseconds",
+  }),
+  (value) => {
+    const at = new Date(value);
+    return !Number.isNaN(at.getTime()) && at.toISOString() === value;
+  },
+  () => "must be a time that exists",
+);
 
 /** A position in the log or in a stream. */
 export const Seq = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
@@ -81,10 +89,10 @@ export function pageOf<T extends TSchema>(
 
 /**
  * The form of a name that must be unique: case-insensitive by Unicode folding as far as JavaScript has it
- * (upper, then lower, so that `ß`, `ẞ` and `SS` meet), then NFC.
+ * (lower, upper, lower, so that `ß`, `ẞ` and `SS` meet), then NFC. Folding twice changes nothing more.
  */
 export function foldCase(name: string): string {
-  return name.toUpperCase().toLowerCase().normalize("NFC");
+  return name.toLowerCase().toUpperCase().toLowerCase().normalize("NFC");
 }
 
 const compiled = new WeakMap<
@@ -114,15 +122,20 @@ interface RawError {
   message: string;
 }
 
-/** At most so many errors are told: enough to mend a request, too few to be a way to burn time. */
-const MOST_ERRORS = 20;
+/** At most so many places are told: more than a request made in good faith has, too few to be a way to burn time. */
+export const MOST_ERRORS = 100;
+// The library stops at 8 by itself, and it can name a place several times (each branch of a union, for instance).
+Settings.Set({ maxErrors: 10 * MOST_ERRORS });
+
+/** The message about a field that no schema has: the only one whose pointer has a word of the sender's in it. */
+export const UNKNOWN_FIELD = "is not a known field";
 
 /**
  * Every place in which a value breaks a schema.
  * @param schema what it should be
  * @param value any JSON value
  * @param at the pointer of the value itself, for instance `/payload`
- * @returns no element when the value is right; at most 20 otherwise, one per place
+ * @returns no element when the value is right; at most MOST_ERRORS otherwise, one per place
  */
 export function schemaErrors(schema: TSchema, value: unknown, at = ""): SchemaError[] {
   const validator = validatorOf(schema);
@@ -141,7 +154,7 @@ export function schemaErrors(schema: TSchema, value: unknown, at = ""): SchemaEr
       case "additionalProperties":
         break; // its "boolean" twin names the field
       case "boolean":
-        say(pointer, "is not a known field");
+        say(pointer, UNKNOWN_FIELD);
         break;
       case "required":
         for (const name of error.params.requiredProperties as string[])

@@ -6,10 +6,10 @@
  */
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { aggregates } from "../domain/index.ts";
-import { buildRegistry } from "./registry.ts";
-import { allSchemas } from "./schemas.ts";
-import { system } from "./system.ts";
+import { aggregates } from "./domain/index.ts";
+import { buildRegistry } from "./kernel/registry.ts";
+import { allSchemas } from "./kernel/schemas.ts";
+import { system } from "./kernel/system.ts";
 
 /**
  * @param root the repository

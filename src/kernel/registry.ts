@@ -67,8 +67,8 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
   const events = new Map<string, EventEntry>();
   const reasons = new Map<string, string>();
   const tables = new Map<string, string>();
-  const add = <V>(map: Map<string, V>, name: string, value: V, other?: ReadonlyMap<string, unknown>) => {
-    if (map.has(name) || other?.has(name)) throw new Error(`${name} is declared twice`);
+  const add = <V>(map: Map<string, V>, name: string, value: V) => {
+    if (map.has(name)) throw new Error(`${name} is declared twice`);
     map.set(name, value);
   };
   for (const aggregate of aggregates as readonly AnyAggregate[]) {
@@ -81,17 +81,8 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
     }
     for (const [name, spec] of Object.entries(aggregate.queries)) {
       const type = `${aggregate.kind}.${name}`;
-      add(
-        queries,
-        type,
-        {
-          type,
-          spec,
-          params: withPaging(spec),
-          reads: { kind: aggregate.kind, run: spec.run },
-        },
-        commands,
-      );
+      const reads = { kind: aggregate.kind, run: spec.run };
+      add(queries, type, { type, spec, params: withPaging(spec), reads });
     }
     for (const [name, spec] of Object.entries(aggregate.events)) {
       const type = `${aggregate.kind}.${name}`;
@@ -104,7 +95,9 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
   for (const [type, spec] of Object.entries(system.commands))
     add(commands, type, { type, spec, aggregate: undefined, name: type.split(".")[1]! });
   for (const [type, spec] of Object.entries(system.queries))
-    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined }, commands);
+    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined });
+  // One envelope for both, so one name for both.
+  for (const type of queries.keys()) if (commands.has(type)) throw new Error(`${type} is declared twice`);
   return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, events, reasons };
 }
 

@@ -1,17 +1,21 @@
 /**
  * Opening `kernel.db` (SPEC §11): the settings every connection has, and the migrations.
  *
- * Always holds: one write connection in the process, WAL, `synchronous=FULL`, triggers that also fire for REPLACE.
- * A migration runs in its own transaction, after a verified copy of a database that has content. What the
- * schema is after the last migration is compared with what it should be, so a dropped trigger is found at start.
+ * Always holds: one write connection in the process, WAL, `synchronous=FULL`, triggers that also fire for REPLACE; a
+ * setting that SQLite did not take is an error. A migration runs in its own transaction, after a verified copy of a
+ * database that has content. What the schema is after the last migration is compared with what it should be, so a
+ * dropped trigger is found at start. Read models are left out of that: they have generations (projection.ts).
  */
 import { Database, SQLiteError } from "bun:sqlite";
-import { existsSync, mkdirSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import log from "../../migrations/0001_log.sql" with { type: "text" };
 
 /** The oldest SQLite whose WAL is known to be sound (SPEC §11). */
 const OLDEST_SQLITE = "3.51.3";
+
+/** The WAL file is cut back to this size when it starts over, in bytes. */
+const WAL_KEPT_BYTES = 32 << 20;
 
 /** Numbered from 1, in order, never changed once released. */
 export const migrations: readonly string[] = [log];
@@ -27,32 +31,48 @@ export function isStorageError(error: unknown): error is SQLiteError {
   );
 }
 
-function configure(db: Database): void {
-  // busy_timeout first: switching to WAL takes a lock.
-  db.run("PRAGMA busy_timeout = 5000");
-  db.run("PRAGMA journal_mode = WAL");
-  db.run("PRAGMA synchronous = FULL");
-  db.run("PRAGMA foreign_keys = ON");
-  db.run("PRAGMA recursive_triggers = ON");
-  db.run("PRAGMA trusted_schema = OFF");
-  db.run("PRAGMA cell_size_check = ON");
+/** Each setting with what SQLite must answer when asked for it. busy_timeout first: switching to WAL takes a lock. */
+const SETTINGS: readonly (readonly [name: string, value: string, told: string | number])[] = [
+  ["busy_timeout", "5000", 5000],
+  ["journal_mode", "WAL", "wal"],
+  ["synchronous", "FULL", 2],
+  ["foreign_keys", "ON", 1],
+  ["recursive_triggers", "ON", 1],
+  ["trusted_schema", "OFF", 0],
+  ["cell_size_check", "ON", 1],
   // The writer checkpoints between batches instead (writer.ts), so that no commit pays for it.
-  db.run("PRAGMA wal_autocheckpoint = 0");
-  db.run("PRAGMA cache_size = -16384");
+  ["wal_autocheckpoint", "0", 0],
+  // What a long reader made it grow to is given back once the WAL starts over.
+  ["journal_size_limit", String(WAL_KEPT_BYTES), WAL_KEPT_BYTES],
+  ["cache_size", "-16384", -16384],
+];
+
+function configure(db: Database): void {
+  for (const [name, value, told] of SETTINGS) {
+    db.run(`PRAGMA ${name} = ${value}`);
+    const [found] = Object.values(db.query<Record<string, unknown>, []>(`PRAGMA ${name}`).get() ?? {});
+    if (found !== told)
+      throw new DatabaseRefused(
+        `SQLite did not take ${name} = ${value} (it is ${String(found)}): the file system may not allow it`,
+      );
+  }
 }
 
 /**
  * Open the write connection, bring the schema up to date and check it.
  * @param path of `kernel.db`; made when absent
  * @param steps the migrations; a parameter so that a test can have a second one
- * @throws DatabaseRefused when SQLite is too old, the database is newer than this binary, or its schema was altered
+ * @throws DatabaseRefused when SQLite is too old, the file is no database of mp's, it is newer than this binary, a
+ * migration fails, or the schema was altered. SQLiteError when the disk is at fault
  */
 export function openForWriting(path: string, steps: readonly string[] = migrations): Database {
   const db = new Database(path, { create: true, strict: true });
   try {
     const { version } = db.query<{ version: string }, []>("SELECT sqlite_version() AS version").get()!;
-    if (olderThan(version, OLDEST_SQLITE))
-      throw new DatabaseRefused(`SQLite ${version} is too old: at least ${OLDEST_SQLITE} is needed`);
+    const old = tooOld(version);
+    if (old) throw new DatabaseRefused(old);
+    // Before the settings: one of them changes the file, and a foreign one is not ours to change.
+    refuseForeign(db, path, steps.length);
     configure(db);
     migrate(db, path, steps);
     checkSchema(db, steps);
@@ -73,62 +93,100 @@ export function openForReading(path: string): Database {
   return db;
 }
 
-function olderThan(version: string, limit: string): boolean {
-  const [have, want] = [version, limit].map((text) => text.split(".").map(Number));
-  for (let part = 0; part < 3; part++) {
-    const difference = (have?.[part] ?? 0) - (want?.[part] ?? 0);
-    if (difference !== 0) return difference < 0;
-  }
-  return false;
+/**
+ * Why a version of SQLite is not good enough; undefined when it is.
+ * @param version as `sqlite_version()` tells it
+ */
+export function tooOld(version: string): string | undefined {
+  return Bun.semver.order(version, OLDEST_SQLITE) < 0
+    ? `SQLite ${version} is too old: at least ${OLDEST_SQLITE} is needed`
+    : undefined;
 }
 
 function userVersion(db: Database): number {
   return db.query<{ user_version: number }, []>("PRAGMA user_version").get()!.user_version;
 }
 
+function refuseForeign(db: Database, path: string, known: number): void {
+  const version = userVersion(db);
+  if (version > known)
+    throw new DatabaseRefused(
+      `the database has schema ${version}, this mp knows ${known}: use the newer mp that wrote it`,
+    );
+  if (version === 0 && tableNames(db).length > 0)
+    throw new DatabaseRefused(`${path} is a database of another program: move it away, or set MP_HOME`);
+}
+
 function migrate(db: Database, path: string, steps: readonly string[]): void {
   const from = userVersion(db);
-  if (from > steps.length)
-    throw new DatabaseRefused(
-      `the database has schema ${from}, this mp knows ${steps.length}: use the newer mp that wrote it`,
-    );
-  if (from > 0 && from < steps.length) backUp(db, path, from);
+  const backup = from > 0 && from < steps.length ? backUp(db, path, from) : undefined;
   for (let step = from; step < steps.length; step++) {
-    db.transaction(() => {
-      db.run(steps[step]!);
-      db.run(`PRAGMA user_version = ${step + 1}`);
-    }).immediate();
+    try {
+      db.transaction(() => {
+        db.run(steps[step]!);
+        db.run(`PRAGMA user_version = ${step + 1}`);
+      }).immediate();
+    } catch (error) {
+      if (isStorageError(error)) throw error;
+      const kept = backup === undefined ? "" : `; the copy from before is ${backup}`;
+      throw new DatabaseRefused(
+        `migration ${step + 1} failed, the database is still at schema ${step}${kept}: ${(error as Error).message}`,
+        { cause: error },
+      );
+    }
   }
 }
 
-/** A whole copy, opened and checked, before a migration touches anything. */
-function backUp(db: Database, path: string, version: number): void {
+/** A whole copy, opened and checked, before a migration touches anything. Returns its path. */
+function backUp(db: Database, path: string, version: number): string {
   const folder = join(dirname(path), "backups");
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   let copy = join(folder, `kernel-schema-${version}.db`);
   for (let n = 2; existsSync(copy); n++) copy = join(folder, `kernel-schema-${version}-${n}.db`);
-  db.query("VACUUM INTO ?").run(copy);
-  const check = new Database(copy, { readonly: true });
+  // Under another name until it is whole: a full disk or a crash must not leave half a copy that looks like one.
+  const draft = `${copy}.part`;
+  rmSync(draft, { force: true });
+  db.query("VACUUM INTO ?").run(draft);
+  const check = new Database(draft, { readonly: true });
   try {
     const found = check.query<{ integrity_check: string }, []>("PRAGMA integrity_check").all();
-    const counts = [db, check].map(
-      (each) => each.query<{ n: number }, []>("SELECT count(*) AS n FROM events").get()!.n,
-    );
-    if (found.length !== 1 || found[0]!.integrity_check !== "ok" || counts[0] !== counts[1])
+    if (found.length !== 1 || found[0]!.integrity_check !== "ok" || content(check) !== content(db))
       throw new DatabaseRefused("the copy made before the migration does not check: nothing was migrated");
   } finally {
     check.close();
   }
+  renameSync(draft, copy);
+  for (const each of [copy, folder]) sync(each);
+  return copy;
 }
 
-/** The log's tables, indexes and triggers as SQL text; read models are left out, they have generations. */
-function logSchema(db: Database, names: readonly string[]): string {
+/** What a copy must have in common with the original: schema version and the number of rows of every table. */
+function content(db: Database): string {
+  const counts = tableNames(db).map(
+    (name) => `${name} ${db.query<{ n: number }, []>(`SELECT count(*) AS n FROM "${name}"`).get()!.n}`,
+  );
+  return [userVersion(db), ...counts].join("\n");
+}
+
+function sync(path: string): void {
+  // Windows opens no folders; there the file system looks after its own entries.
+  if (process.platform === "win32") return;
+  const fd = openSync(path, "r");
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The log's tables and indexes, and every trigger and view there is, as SQL text. */
+function logSchema(db: Database, tables: readonly string[]): string {
   return db
-    .query<{ tbl_name: string; sql: string | null }, []>(
-      "SELECT tbl_name, sql FROM sqlite_schema ORDER BY type, name",
+    .query<{ type: string; tbl_name: string; sql: string | null }, []>(
+      "SELECT type, tbl_name, sql FROM sqlite_schema ORDER BY type, name",
     )
     .all()
-    .filter((each) => names.includes(each.tbl_name))
+    .filter(({ type, tbl_name }) => tables.includes(tbl_name) || type === "trigger" || type === "view")
     .map((each) => each.sql)
     .join(";\n");
 }
@@ -141,8 +199,9 @@ function tableNames(db: Database): string[] {
 }
 
 /**
- * Compare the schema with the one that the migrations make.
- * @throws DatabaseRefused when a table or a trigger was changed, dropped or added from outside
+ * Compare the schema with the one that the migrations make. Read models have tables and indexes only, so a trigger or
+ * a view that no migration made is foreign wherever it hangs.
+ * @throws DatabaseRefused when a table, index, trigger or view was changed, dropped or added from outside
  */
 export function checkSchema(db: Database, steps: readonly string[] = migrations): void {
   const model = new Database(":memory:");

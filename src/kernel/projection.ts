@@ -72,6 +72,12 @@ function createTables(db: Database, tables: Readonly<Record<string, TableSpec>>,
     for (const sql of tableSql(name + suffix, spec, taken.get(name)!.n > 0 ? "$b" : "$a")) db.run(sql);
 }
 
+/** Whether a table is there with the columns that its spec names: another program may have taken it away. */
+function asDeclared(db: Database, name: string, spec: TableSpec): boolean {
+  const found = db.query<{ name: string }, [string]>("SELECT name FROM pragma_table_info(?)").all(name);
+  return found.map((column) => column.name).join() === columnsOf(spec).join();
+}
+
 /** Hash of the schema, the code version and the upcasters (SPEC §6). */
 export function generationId(aggregate: AnyAggregate): string {
   const { version, tables } = aggregate.readModel;
@@ -83,13 +89,22 @@ export function generationId(aggregate: AnyAggregate): string {
   return new Bun.CryptoHasher("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 16);
 }
 
-/** Equality conditions; undefined members do not count, null matches null. */
-function conditions(where: Readonly<Record<string, unknown>>): { sql: string; values: Value[] } {
+/**
+ * Equality conditions; null matches null.
+ * @param optional true where an undefined member does not filter; else it is a bug, for it would match every row
+ */
+function conditions(
+  where: Readonly<Record<string, unknown>>,
+  optional = false,
+): { sql: string; values: Value[] } {
   let sql = "";
   const values: Value[] = [];
   for (const column in where) {
     const value = where[column];
-    if (value === undefined) continue;
+    if (value === undefined) {
+      if (optional) continue;
+      throw new Error(`no value for the column ${column}`);
+    }
     sql += `${sql === "" ? " WHERE" : " AND"} ${column} IS ?`;
     values.push(value as Value);
   }
@@ -115,8 +130,10 @@ function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>, suffi
           update(where: Row, change: Row) {
             const { sql, values } = conditions(where);
             const set = Object.keys(change).map((column) => `${column} = ?`);
+            const changed = Object.values(change);
+            if (changed.includes(undefined as never)) throw new Error("no value for a column that changes");
             db.query<unknown, Value[]>(`UPDATE ${target} SET ${set.join(", ")}${sql}`).run(
-              ...Object.values(change),
+              ...changed,
               ...values,
             );
           },
@@ -134,9 +151,8 @@ interface Projection {
   readonly aggregate: AnyAggregate;
   readonly name: string;
   readonly generation: string;
-  /** Undefined while it goes on; the reason once it has stopped. */
-  error: string | undefined;
-  as_of_seq: number;
+  /** Undefined while it goes on, at the log's end; once it has stopped, why and where. */
+  stopped: { readonly error: string; readonly as_of_seq: number } | undefined;
   readonly rows: ReturnType<typeof rowsOf>;
   readonly next: ReturnType<typeof rowsOf>;
   /** A generation of this binary is in place, whether or not it goes on. */
@@ -168,8 +184,7 @@ export class Projections {
       aggregate,
       name: aggregate.kind,
       generation: generationId(aggregate),
-      error: undefined,
-      as_of_seq: 0,
+      stopped: undefined,
       rows: rowsOf(db, aggregate.readModel.tables, ""),
       next: rowsOf(db, aggregate.readModel.tables, NEXT),
       building: undefined,
@@ -182,7 +197,7 @@ export class Projections {
     }
     const select = (name: string, where: object, tail: string) => {
       const owner = this.#byTable.get(name);
-      if (owner?.error !== undefined) throw new ProjectionStopped(owner.name);
+      if (owner?.stopped) throw new ProjectionStopped(owner.name);
       const { sql, values } = conditions(where as Row);
       return { statement: db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${tail}`), values };
     };
@@ -214,13 +229,15 @@ export class Projections {
     );
     for (const projection of this.#all) {
       const row = stored.get(projection.name);
-      this.#dropNext(projection);
-      const current = row?.generation === projection.generation && row.error === null;
-      if (current && row.as_of_seq === this.log.head()) {
-        projection.as_of_seq = row.as_of_seq;
-        projection.serves = true;
-        continue;
-      }
+      const { tables } = projection.aggregate.readModel;
+      projection.serves =
+        row?.generation === projection.generation &&
+        row.error === null &&
+        row.as_of_seq === this.log.head() &&
+        Object.entries(tables).every(([name, spec]) => asDeclared(this.db, name, spec));
+      // What a rebuild left that was cut short.
+      this.db.transaction(() => this.#dropNext(projection)).immediate();
+      if (projection.serves) continue;
       this.rebuild(projection.name);
       while (projection.building !== undefined) {
         this.step();
@@ -231,35 +248,29 @@ export class Projections {
 
   /** Fails closed (SPEC §6): throws ProjectionStopped when the aggregate's own projection has stopped. */
   needs(kind: string): void {
-    if (this.#byKind.get(kind)?.error !== undefined) throw new ProjectionStopped(kind);
+    if (this.#byKind.get(kind)?.stopped) throw new ProjectionStopped(kind);
   }
 
   /** Apply an event that was just appended. Throws what `apply` throws: then the command is rolled back. */
   apply(event: Event): void {
     const projection = this.#byKind.get(event.subject.kind);
-    if (projection && projection.error === undefined)
+    if (projection && !projection.stopped)
       applyTo(this.registry, projection.aggregate, projection.rows, event);
   }
 
   /** Before the commit of a batch: note that all that serve are at the head. */
   reached(head: number): void {
     this.db.query("UPDATE projections SET as_of_seq = ? WHERE error IS NULL").run(head);
-    for (const projection of this.#all) if (projection.error === undefined) projection.as_of_seq = head;
   }
 
   status(): ProjectionStatus[] {
-    return this.#all.map((projection) => ({
-      name: projection.name,
-      generation: projection.generation,
-      as_of_seq: projection.as_of_seq,
-      status:
-        projection.building !== undefined
-          ? "rebuilding"
-          : projection.error !== undefined
-            ? "stopped"
-            : "serving",
-      rebuilt_to_seq: projection.building ?? null,
-      error: projection.error ?? null,
+    return this.#all.map(({ name, generation, stopped, building }) => ({
+      name,
+      generation,
+      as_of_seq: stopped?.as_of_seq ?? this.log.head(),
+      status: building !== undefined ? "rebuilding" : stopped ? "stopped" : "serving",
+      rebuilt_to_seq: building ?? null,
+      error: stopped?.error ?? null,
     }));
   }
 
@@ -279,6 +290,7 @@ export class Projections {
   /**
    * Go on with the rebuilds by one short transaction; switch to a next generation that has reached the log's end.
    * @returns the projection it worked on, undefined when nothing is being rebuilt
+   * @throws SQLiteError when the disk or the file is at fault: then see `giveUp`
    */
   step(): string | undefined {
     const projection = this.#all.find((each) => each.building !== undefined);
@@ -286,28 +298,37 @@ export class Projections {
     const from = projection.building!;
     const head = this.log.head();
     const upTo = Math.min(head, from + STEP_EVENTS);
-    let at = from;
+    const at = { seq: from };
     try {
       this.db
         .transaction(() => {
-          for (const event of this.#events(from, upTo)) {
-            at = event.seq_global;
-            applyTo(this.registry, projection.aggregate, projection.next, event);
-          }
+          this.#applyNext(projection, from, upTo, at);
           if (upTo === head) this.#switch(projection, head, null);
         })
         .immediate();
     } catch (error) {
-      if (isStorageError(error)) throw error;
-      this.#stop(projection, from, at, error);
+      // The log cannot be at fault when there was nothing to apply, or when the disk is.
+      if (isStorageError(error) || at.seq === from) throw error;
+      this.#stop(projection, from, at.seq, error);
       return projection.name;
     }
     projection.building = upTo === head ? undefined : upTo;
+    if (upTo === head) this.#serves(projection, undefined);
     return projection.name;
   }
 
-  *#events(after: number, upTo: number): Generator<Event> {
-    for (const body of this.log.bodies(after, upTo)) yield JSON.parse(decoder.decode(body)) as Event;
+  /** Give up the rebuilds that are under way, as when the disk is full. What serves goes on serving. */
+  giveUp(): void {
+    for (const projection of this.#all) projection.building = undefined;
+  }
+
+  /** @param at told which event is being applied, so that the one that cannot be is known */
+  #applyNext(projection: Projection, after: number, upTo: number, at: { seq: number }): void {
+    for (const body of this.log.bodies(after, upTo)) {
+      at.seq += 1;
+      const event = JSON.parse(decoder.decode(body)) as Event;
+      applyTo(this.registry, projection.aggregate, projection.next, event);
+    }
   }
 
   /** The next generation becomes the serving one. Inside the caller's transaction. */
@@ -319,12 +340,15 @@ export class Projections {
     this.#note(projection, as_of_seq, error);
   }
 
-  #note(projection: Projection, as_of_seq: number, error: string | null): void {
+  #note({ name, generation }: Projection, as_of_seq: number, error: string | null): void {
     this.db
       .query("INSERT OR REPLACE INTO projections (name, generation, as_of_seq, error) VALUES (?, ?, ?, ?)")
-      .run(projection.name, projection.generation, as_of_seq, error);
-    projection.as_of_seq = as_of_seq;
-    projection.error = error ?? undefined;
+      .run(name, generation, as_of_seq, error);
+  }
+
+  /** After the commit that made it so. */
+  #serves(projection: Projection, stopped: Projection["stopped"]): void {
+    projection.stopped = stopped;
     projection.serves = true;
   }
 
@@ -334,19 +358,20 @@ export class Projections {
    */
   #stop(projection: Projection, from: number, seq: number, cause: unknown): void {
     const error = `event ${seq} cannot be applied: ${cause instanceof Error ? cause.message : String(cause)}`;
+    const as_of_seq = projection.serves ? (projection.stopped?.as_of_seq ?? this.log.head()) : seq - 1;
     this.db
       .transaction(() => {
         if (projection.serves) {
           this.#dropNext(projection);
-          this.#note(projection, projection.as_of_seq, error);
+          this.#note(projection, as_of_seq, error);
           return;
         }
-        for (const event of this.#events(from, seq - 1))
-          applyTo(this.registry, projection.aggregate, projection.next, event);
-        this.#switch(projection, seq - 1, error);
+        this.#applyNext(projection, from, seq - 1, { seq: from });
+        this.#switch(projection, as_of_seq, error);
       })
       .immediate();
     projection.building = undefined;
+    this.#serves(projection, { error, as_of_seq });
   }
 
   #dropNext(projection: Projection): void {
@@ -393,7 +418,8 @@ export class ReadModels {
         where,
         after ? `(${key.join(", ")}) > (${key.map(() => "?").join(", ")})` : "",
         after ?? [],
-        ` ORDER BY ${key.join(", ")} LIMIT ${limit + 1}`,
+        ` ORDER BY ${key.join(", ")} LIMIT ?`,
+        limit + 1,
       );
       const last = rows.length > limit ? rows[limit - 1] : undefined;
       return {
@@ -403,14 +429,21 @@ export class ReadModels {
     },
   };
 
-  #select(name: string, where: object, also: string, alsoValues: Value[], tail = ""): Row[] {
+  #select(
+    name: string,
+    where: object,
+    also: string,
+    alsoValues: Value[],
+    tail = "",
+    ...last: Value[]
+  ): Row[] {
     const spec = this.#tables.get(name)!;
     const columns = columnsOf(spec).filter((column) => !spec.hidden.includes(column));
-    const { sql, values } = conditions(where as Row);
+    const { sql, values } = conditions(where as Row, true);
     const both = also ? `${sql ? `${sql} AND` : " WHERE"} ${also}` : sql;
     return this.db
       .query<Row, Value[]>(`SELECT ${columns.join(", ")} FROM ${name}${both}${tail}`)
-      .all(...values, ...alsoValues);
+      .all(...values, ...alsoValues, ...last);
   }
 }
 
@@ -460,7 +493,8 @@ function digest(db: Database, tables: Readonly<Record<string, TableSpec>>): stri
 
 /**
  * Rebuild every read model from the log into a scratch database and compare it with the serving one at the same
- * position (SPEC §6). Reads one snapshot, so writers go on.
+ * position (SPEC §6). Most of the log is read before the snapshot in which the two are compared: a long snapshot would
+ * keep the WAL from starting over while writers go on.
  * @param db a connection that only reads
  * @param scratch an empty database, the caller's to delete
  * @param progress told how many events of how many are done
@@ -474,8 +508,8 @@ export function verifyProjections(
 ): ProjectionCheck[] {
   scratch.run("PRAGMA journal_mode = OFF");
   scratch.run("PRAGMA synchronous = OFF");
-  return db.transaction(() => {
-    const served = new Map(
+  const served = () =>
+    new Map(
       db
         .query<{ name: string; as_of_seq: number; error: string | null }, []>(
           "SELECT name, as_of_seq, error FROM projections",
@@ -483,43 +517,75 @@ export function verifyProjections(
         .all()
         .map((row) => [row.name, row]),
     );
-    const models = registry.aggregates.map((aggregate) => {
+  const models = new Map(
+    registry.aggregates.map((aggregate): [string, Model] => {
       createTables(scratch, aggregate.readModel.tables, "");
-      return {
-        aggregate,
-        rows: rowsOf(scratch, aggregate.readModel.tables, ""),
-        as_of_seq: served.get(aggregate.kind)?.as_of_seq ?? 0,
-        error: served.get(aggregate.kind)?.error ?? null,
-      };
-    });
-    const head = log.head();
-    for (let at = 0; at < head; at += STEP_EVENTS) {
-      const upTo = Math.min(head, at + STEP_EVENTS);
+      const rows = rowsOf(scratch, aggregate.readModel.tables, "");
+      return [aggregate.kind, { aggregate, rows, as_of_seq: 0, error: null }];
+    }),
+  );
+  let done = 0;
+  /** Apply what each model lacks up to where the serving one stands. */
+  const catchUp = () => {
+    const stands = served();
+    for (const model of models.values()) model.as_of_seq = stands.get(model.aggregate.kind)?.as_of_seq ?? 0;
+    const head = Math.max(0, ...[...models.values()].map((model) => model.as_of_seq));
+    while (done < head) {
+      const upTo = Math.min(head, done + STEP_EVENTS);
       scratch.transaction(() => {
-        for (const body of log.bodies(at, upTo)) {
-          const event = JSON.parse(decoder.decode(body)) as Event;
-          const model = models.find((each) => each.aggregate.kind === event.subject.kind);
-          if (!model || model.error !== null || event.seq_global > model.as_of_seq) continue;
-          try {
-            applyTo(registry, model.aggregate, model.rows, event);
-          } catch (error) {
-            model.error = `event ${event.seq_global} cannot be applied: ${(error as Error).message}`;
-          }
-        }
+        for (const body of log.bodies(done, upTo)) applyScratch(registry, models, body, ++done);
       })();
-      progress(upTo, head);
+      // A hole in the log is for log.verify to name.
+      done = upTo;
+      progress(done, head);
     }
-    return models.map(({ aggregate, as_of_seq, error }) => {
+    return stands;
+  };
+  catchUp();
+  return db.transaction(() => {
+    const stands = catchUp();
+    return [...models.values()].map(({ aggregate, as_of_seq, error }) => {
       const live = digest(db, aggregate.readModel.tables);
       const rebuilt = digest(scratch, aggregate.readModel.tables);
+      const said = stands.get(aggregate.kind)?.error ?? error;
       return {
         name: aggregate.kind,
         as_of_seq,
-        ok: live === rebuilt && error === null,
+        ok: live === rebuilt && said === null,
         digest: live,
         rebuilt_digest: rebuilt,
-        error,
+        error: said,
       };
     });
   })();
+}
+
+interface Model {
+  readonly aggregate: AnyAggregate;
+  readonly rows: ReturnType<typeof rowsOf>;
+  /** Where the serving one stands. */
+  as_of_seq: number;
+  /** Why this one went no further. */
+  error: string | null;
+}
+
+function applyScratch(
+  registry: Registry,
+  models: ReadonlyMap<string, Model>,
+  body: Uint8Array,
+  seq: number,
+): void {
+  let event: Event | undefined;
+  try {
+    event = JSON.parse(decoder.decode(body)) as Event;
+    const model = models.get(event.subject.kind);
+    if (model && model.error === null && seq <= model.as_of_seq)
+      applyTo(registry, model.aggregate, model.rows, event);
+  } catch (error) {
+    if (isStorageError(error)) throw error;
+    const said = `event ${seq} cannot be applied: ${(error as Error).message}`;
+    // Of an event that cannot be read nobody knows whose it is.
+    const whose = event?.subject === undefined ? [...models.values()] : [models.get(event.subject.kind)!];
+    for (const model of whose) model.error ??= said;
+  }
 }

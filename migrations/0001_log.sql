@@ -11,7 +11,8 @@ CREATE TABLE log (
 -- Every event, once. `body` is the RFC 8785 JSON that was hashed; the other columns repeat parts of it for look-ups.
 CREATE TABLE events (
   seq_global INTEGER PRIMARY KEY,
-  event_id TEXT NOT NULL UNIQUE,
+  -- Grows with seq_global: unique, and found by bisection, without an index.
+  event_id TEXT NOT NULL,
   stream TEXT NOT NULL,
   seq_stream INTEGER NOT NULL,
   event_type TEXT NOT NULL,
@@ -61,9 +62,12 @@ BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER events_in_order BEFORE INSERT ON events
 WHEN NEW.seq_global IS NOT (SELECT coalesce(max(seq_global), 0) + 1 FROM events)
   OR NEW.seq_stream IS NOT (SELECT coalesce(max(seq_stream), 0) + 1 FROM events WHERE stream = NEW.stream)
-  OR EXISTS (SELECT 1 FROM events WHERE event_id = NEW.event_id)
+  OR NEW.event_id <= (SELECT event_id FROM events WHERE seq_global = NEW.seq_global - 1)
 BEGIN SELECT RAISE(ABORT, 'events are appended one after the other'); END;
 
+CREATE TRIGGER log_once BEFORE INSERT ON log
+WHEN EXISTS (SELECT 1 FROM log)
+BEGIN SELECT RAISE(ABORT, 'the log keeps its id'); END;
 CREATE TRIGGER log_no_update BEFORE UPDATE ON log
 BEGIN SELECT RAISE(ABORT, 'the log keeps its id'); END;
 CREATE TRIGGER log_no_delete BEFORE DELETE ON log
@@ -74,6 +78,7 @@ CREATE TRIGGER command_keys_no_delete BEFORE DELETE ON command_keys
 BEGIN SELECT RAISE(ABORT, 'command keys are append-only'); END;
 CREATE TRIGGER command_keys_once BEFORE INSERT ON command_keys
 WHEN EXISTS (SELECT 1 FROM command_keys WHERE principal = NEW.principal AND idempotency_key = NEW.idempotency_key)
+  OR EXISTS (SELECT 1 FROM command_keys WHERE rowid = NEW.rowid)
 BEGIN SELECT RAISE(ABORT, 'a command key is used once'); END;
 CREATE TRIGGER event_versions_no_delete BEFORE DELETE ON event_versions
 BEGIN SELECT RAISE(ABORT, 'stored versions are never forgotten'); END;

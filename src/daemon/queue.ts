@@ -8,7 +8,7 @@ import type { Outcome, WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { ProjectionStatus } from "../kernel/projection.ts";
-import type { FromWriter, ToWriter } from "./writer.ts";
+import { decodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** Commands that may wait (SPEC §10); beyond it the answer is `overloaded`. */
 const MAX_QUEUED = 10_000;
@@ -66,7 +66,7 @@ export class WriteQueue {
       queue.#lose(event.message);
     };
     worker.onmessage = (message: MessageEvent<string>) => {
-      const data = JSON.parse(message.data) as FromWriter;
+      const data = decodeMessage(message.data);
       if (data.kind === "ready") {
         queue.projections = data.projections;
         resolve({ log_id: data.log_id });
@@ -114,7 +114,6 @@ export class WriteQueue {
   }
 
   #say(message: ToWriter): void {
-    // As text: a string crosses threads for less than an object that is cloned.
     this.#worker.postMessage(JSON.stringify(message));
   }
 

@@ -9,37 +9,19 @@ import { statSync } from "node:fs";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
 import { DatabaseRefused, openForWriting } from "../kernel/database.ts";
-import { type Committed, Executor, OutcomeUnknown, type WriteRequest } from "../kernel/execute.ts";
+import { Executor, OutcomeUnknown, type WriteRequest } from "../kernel/execute.ts";
 import { LogReader, LogWriter, logId } from "../kernel/log.ts";
-import { type ProjectionStatus, Projections } from "../kernel/projection.ts";
+import { Projections } from "../kernel/projection.ts";
 import { buildRegistry, versionsWithoutPath } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
-
-/** What the front says. */
-export type ToWriter =
-  | { readonly kind: "open"; readonly database: string; readonly start_id: string }
-  | { readonly kind: "write"; readonly id: number; readonly requests: readonly WriteRequest[] }
-  | { readonly kind: "close" };
-
-/** What the writer says. */
-export type FromWriter =
-  | { readonly kind: "progress"; readonly name: string; readonly done: number; readonly of: number }
-  | { readonly kind: "ready"; readonly log_id: string; readonly projections: readonly ProjectionStatus[] }
-  /** The database cannot be served; `message` says why and how to go on. */
-  | { readonly kind: "refused"; readonly message: string }
-  | ({ readonly kind: "committed"; readonly id: number } & Committed)
-  | { readonly kind: "projections"; readonly projections: readonly ProjectionStatus[] }
-  | { readonly kind: "bug"; readonly trace_id: string; readonly error: string }
-  /** The outcome of this batch is unknown; the process must end. */
-  | { readonly kind: "lost"; readonly id: number; readonly error: string }
-  | { readonly kind: "closed" };
+import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** From this size on the WAL is moved into the database between two batches. */
 const WAL_BYTES = 8 << 20;
 /** How many batches pass between two looks at its size. */
 const WAL_LOOK_BATCHES = 64;
 
-const say = (message: FromWriter) => self.postMessage(JSON.stringify(message));
+const say = (message: FromWriter) => self.postMessage(encodeMessage(message));
 const text = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error));
 
 function open(database: string, start_id: string) {

@@ -7,7 +7,7 @@
  * key; an exception is a bug: the batch is rolled back and its commands run one by one, so that only the guilty one
  * answers `internal`. Requests come here parsed, validated and in their current version (dispatch.ts).
  */
-import type { Database } from "bun:sqlite";
+import { type Database, SQLiteError } from "bun:sqlite";
 import { type Actor, type Context, type Event, isRefused, type Refused, type Scope } from "./aggregate.ts";
 import { type Clock, wireTime } from "./clock.ts";
 import { isStorageError } from "./database.ts";
@@ -16,6 +16,7 @@ import { type Encoded, encode, type LogReader, type LogWriter, MAX_EVENT_BYTES, 
 import { type Problem, problem } from "./problems.ts";
 import { ProjectionStopped, type Projections } from "./projection.ts";
 import { type CommandEntry, currentEvent, type Registry } from "./registry.ts";
+import { matches } from "./schema.ts";
 
 /** One command as the front hands it over. */
 export interface WriteCommand {
@@ -54,6 +55,8 @@ export interface Committed {
   readonly events: readonly Stored[];
   readonly effects: readonly Effect[];
   readonly head: number;
+  /** SQLite's code when nothing could be written; every outcome is `read_only` then. */
+  readonly refused?: string | undefined;
 }
 
 /** COMMIT itself failed: nobody knows what is on disk. The process must end (SPEC §11). */
@@ -75,6 +78,8 @@ export class Executor {
   #loadedBefore = new Map<string, Loaded>();
   #events: Stored[] = [];
   #effects: Effect[] = [];
+  /** The command that is being run: what a bug is reported with. */
+  #current = { index: 0, trace_id: "" };
 
   constructor(
     readonly db: Database,
@@ -93,45 +98,62 @@ export class Executor {
 
   /**
    * Run requests in one transaction and make them durable.
-   * @returns after the commit
-   * @throws OutcomeUnknown when the commit failed
+   * @returns after the commit; with `refused` and nothing written when the disk or the file is at fault
+   * @throws OutcomeUnknown when the commit, or any fsync, failed
    */
   run(requests: readonly WriteRequest[]): Committed {
     try {
       return this.#commit(() => requests.map((request) => this.#request(request)));
     } catch (error) {
       if (error instanceof OutcomeUnknown) throw error;
+      // No command is guilty of the disk: trying them one by one would only take longer.
+      if (isStorageError(error)) return this.#readOnly(requests, error.code ?? "");
       // A bug in one command must not fail the others: each gets a transaction of its own.
       if (requests.length > 1) return join(requests.map((request) => this.run([request])));
-      const answer = isStorageError(error)
-        ? problem("read_only", `the database cannot be written (${error.code})`)
-        : problem("internal", "the command met a bug; nothing was changed");
-      const commands = requests[0]!.commands;
-      this.onBug(commands[0]?.trace_id ?? "", error);
-      const outcomes = commands.map((each) => ({ problem: { ...answer, trace_id: each.trace_id } }));
-      return { outcomes: [outcomes], events: [], effects: [], head: this.log.head.seq_global };
+      const [request] = requests as [WriteRequest];
+      if (!request.atomic && request.commands.length > 1) {
+        const alone = join(request.commands.map((each) => this.run([{ commands: [each], atomic: false }])));
+        return { ...alone, outcomes: [alone.outcomes.flat()] };
+      }
+      const { index, trace_id } = this.#current;
+      this.onBug(trace_id, error);
+      const met = problem("internal", "the command met a bug; nothing was changed", {
+        trace_id,
+        ...(request.atomic && { details: { index } }),
+      });
+      return this.#nothing([request.commands.map(() => ({ problem: met }))]);
     }
+  }
+
+  #readOnly(requests: readonly WriteRequest[], refused: string): Committed {
+    const detail = `the database cannot be written (${refused}): nothing was changed`;
+    const outcomes = requests.map(({ commands }) =>
+      commands.map(({ trace_id }) => ({ problem: problem("read_only", detail, { trace_id }) })),
+    );
+    return { ...this.#nothing(outcomes), refused };
+  }
+
+  #nothing(outcomes: Outcome[][]): Committed {
+    return { outcomes, events: [], effects: [], head: this.log.head.seq_global };
   }
 
   #commit(work: () => Outcome[][]): Committed {
     this.#events = [];
     this.#effects = [];
     this.db.run("BEGIN IMMEDIATE");
-    let outcomes: Outcome[][];
+    let committing = false;
     try {
-      outcomes = work();
+      const outcomes = work();
       if (this.#events.length > 0) this.projections.reached(this.log.head.seq_global);
+      committing = true;
+      this.db.run("COMMIT");
+      return { outcomes, events: this.#events, effects: this.#effects, head: this.log.head.seq_global };
     } catch (error) {
+      if (outcomeUnknown(error, committing)) throw new OutcomeUnknown("the commit failed", { cause: error });
       if (this.db.inTransaction) this.db.run("ROLLBACK");
       this.#forget();
       throw error;
     }
-    try {
-      this.db.run("COMMIT");
-    } catch (error) {
-      throw new OutcomeUnknown("the commit failed", { cause: error });
-    }
-    return { outcomes, events: this.#events, effects: this.#effects, head: this.log.head.seq_global };
   }
 
   #forget(): void {
@@ -142,13 +164,13 @@ export class Executor {
 
   /** One request inside the open transaction. */
   #request(request: WriteRequest): Outcome[] {
-    if (!request.atomic) return request.commands.map((command) => this.#command(command));
+    if (!request.atomic) return request.commands.map((command, index) => this.#command(command, index));
     const { length } = this.#events;
     const effects = this.#effects.length;
     this.db.run("SAVEPOINT atomic");
     const outcomes: Outcome[] = [];
     for (const [index, command] of request.commands.entries()) {
-      const outcome = this.#command(command);
+      const outcome = this.#command(command, index);
       outcomes.push(outcome);
       if (!("problem" in outcome)) continue;
       this.db.run("ROLLBACK TO atomic");
@@ -164,7 +186,8 @@ export class Executor {
     return outcomes;
   }
 
-  #command(command: WriteCommand): Outcome {
+  #command(command: WriteCommand, index: number): Outcome {
+    this.#current = { index, trace_id: command.trace_id };
     try {
       return this.#execute(command);
     } catch (error) {
@@ -225,7 +248,8 @@ export class Executor {
       );
     }
 
-    const at = wireTime(this.clock.now());
+    const now = this.clock.now();
+    const at = wireTime(now);
     const context: Context = { find: this.projections.find, id, at };
     const decision = aggregate.decide[entry.name]!(loaded.state as never, command.payload as never, context);
     if (isRefused(decision)) return { problem: this.#refusal(decision, command) };
@@ -239,6 +263,9 @@ export class Executor {
     for (const made of events) {
       version += 1;
       const payload = given(made.payload);
+      const spec = aggregate.events[made.type]!;
+      // What is appended can never be mended: a decision that breaks its own schema is a bug, found before it is stored.
+      if (!matches(spec.payload, payload)) throw new Error(`${kind}.${made.type} breaks its own schema`);
       const next = encode(
         {
           actor: command.actor,
@@ -247,11 +274,11 @@ export class Executor {
             idempotency_key: command.idempotency_key,
             ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
           },
-          event_id: this.clock.id(),
+          event_id: this.log.nextId(now),
           event_type: `${kind}.${made.type}`,
           payload,
           ...(scope.project_id !== undefined && { project_id: scope.project_id }),
-          schema_version: aggregate.events[made.type]!.version,
+          schema_version: spec.version,
           seq_stream: version,
           stream,
           subject: { id, kind },
@@ -261,10 +288,10 @@ export class Executor {
         },
         head,
       );
-      if (next.bytes.length > MAX_EVENT_BYTES)
+      if (next.size > MAX_EVENT_BYTES)
         return refuse(
           "payload_too_large",
-          `the event would have ${next.bytes.length} bytes, at most ${MAX_EVENT_BYTES} fit`,
+          `the event would have ${next.size} bytes, at most ${MAX_EVENT_BYTES} fit`,
         );
       encoded.push(next);
       head = { seq_global: next.event.seq_global, leaf: next.leaf };
@@ -434,5 +461,16 @@ function join(parts: readonly Committed[]): Committed {
     events: parts.flatMap((part) => part.events),
     effects: parts.flatMap((part) => part.effects),
     head: parts.at(-1)!.head,
+    refused: parts.find((part) => part.refused !== undefined)?.refused,
   };
+}
+
+/**
+ * Whether an error leaves open what is on disk. A COMMIT that found no room is known to have stored nothing: SQLite
+ * writes the frame that commits last, and tells a failed fsync apart. After a failed fsync nothing is known, whenever it
+ * comes: the operating system may have dropped pages that it will not write again (SPEC §11).
+ */
+function outcomeUnknown(error: unknown, committing: boolean): boolean {
+  const code = error instanceof SQLiteError ? (error.code ?? "") : "";
+  return code.includes("FSYNC") || (committing && code !== "SQLITE_FULL");
 }

@@ -2,12 +2,13 @@
  * The log: append and read. The only SQL on `events` (SPEC §4, §5).
  *
  * Always holds: a body is encoded once, hashed, and stored as those bytes; `seq_global` and `seq_stream` have no gap;
- * each `prev_hash` is the leaf hash of the event before. Nothing here begins or ends a transaction, and
+ * each `prev_hash` is the leaf hash of the event before; event ids grow along the log, so no index is needed to find one. Nothing here begins or ends a transaction, and
  * nothing here knows what an event means.
  */
 import type { Database, Statement } from "bun:sqlite";
 import canonicalize from "canonicalize";
 import type { Event } from "./aggregate.ts";
+import { growingIds, timeOfId } from "./clock.ts";
 
 /** The largest event, in bytes (SPEC §4). */
 export const MAX_EVENT_BYTES = 61_440;
@@ -36,7 +37,8 @@ export interface Stored extends Line {
 export interface Encoded {
   readonly event: Event;
   readonly body: string;
-  readonly bytes: Uint8Array;
+  /** Length of the body in UTF-8 bytes. */
+  readonly size: number;
   readonly leaf: string;
 }
 
@@ -47,11 +49,10 @@ export interface Head {
   readonly leaf: string;
 }
 
-const encoder = new TextEncoder();
 const LEAF = new Uint8Array([0]);
 
-/** SHA-256(0x00 ‖ bytes), hexadecimal: the RFC 6962 leaf hash of an event (SPEC §4). */
-export function leafHash(bytes: Uint8Array): string {
+/** SHA-256(0x00 ‖ bytes), hexadecimal: the RFC 6962 leaf hash of an event (SPEC §4). Text counts as its UTF-8 bytes. */
+export function leafHash(bytes: Uint8Array | string): string {
   return new Bun.CryptoHasher("sha256").update(LEAF).update(bytes).digest("hex");
 }
 
@@ -74,8 +75,7 @@ export function originHash(log_id: string): string {
 export function encode(event: Omit<Event, "prev_hash" | "seq_global">, head: Head): Encoded {
   const whole: Event = { ...event, prev_hash: head.leaf, seq_global: head.seq_global + 1 };
   const body = canonicalEvent(whole);
-  const bytes = encoder.encode(body);
-  return { event: whole, body, bytes, leaf: leafHash(bytes) };
+  return { event: whole, body, size: Buffer.byteLength(body), leaf: leafHash(body) };
 }
 
 /**
@@ -129,6 +129,8 @@ export function storedLogId(db: Database): string | undefined {
 /** The appending side. One per process, on the write connection. */
 export class LogWriter {
   #head: Head;
+  /** The next event id, from the time now in ms: greater than any in the log. */
+  readonly nextId: (now: number) => string;
   readonly #insert: Statement;
   readonly #version: Statement;
   readonly #versions = new Set<string>();
@@ -139,12 +141,16 @@ export class LogWriter {
   ) {
     this.#insert = db.query(
       `INSERT INTO events (seq_global, event_id, stream, seq_stream, event_type, schema_version, workspace_id,
-         project_id, subject_kind, command_end, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+         project_id, subject_kind, command_end, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS BLOB))`,
     );
     this.#version = db.query(
       "INSERT OR IGNORE INTO event_versions (event_type, schema_version) VALUES (?, ?)",
     );
     this.#head = this.#readHead();
+    this.nextId = growingIds(
+      db.query<{ id: string }, []>("SELECT event_id AS id FROM events ORDER BY seq_global DESC LIMIT 1").get()
+        ?.id,
+    );
   }
 
   get head(): Head {
@@ -156,7 +162,7 @@ export class LogWriter {
    * @returns the rows, in order, the last one marked as the end of its command
    */
   append(events: readonly Encoded[]): Stored[] {
-    return events.map(({ event, body, bytes, leaf }, index) => {
+    return events.map(({ event, body, leaf }, index) => {
       const row: Stored = {
         seq_global: event.seq_global,
         event_id: event.event_id,
@@ -186,7 +192,8 @@ export class LogWriter {
         row.project_id,
         row.subject_kind,
         row.command_end,
-        bytes,
+        // Bound as text, stored as its UTF-8 bytes: one copy less than encoding it here.
+        body,
       );
       this.#head = { seq_global: row.seq_global, leaf };
       return row;
@@ -228,7 +235,7 @@ export class LogReader {
   readonly #head: Statement<{ seq: number | null }, []>;
   readonly #boundary: Statement<{ seq: number }, [number]>;
   readonly #stream: Statement<Line, [string, number]>;
-  readonly #byId: Statement<Line, [string]>;
+  readonly #idAt: Statement<{ event_id: string }, [number]>;
   readonly #bodies: Statement<{ body: Uint8Array }, [number, number]>;
 
   readonly #rows: Statement<Omit<Stored, "body"> & { body: Uint8Array }, [number, number]>;
@@ -245,7 +252,7 @@ export class LogReader {
     this.#stream = db.query(
       `SELECT ${LINE} FROM events WHERE stream = ? AND seq_stream > ? ORDER BY seq_stream`,
     );
-    this.#byId = db.query(`SELECT ${LINE} FROM events WHERE event_id = ?`);
+    this.#idAt = db.query("SELECT event_id FROM events WHERE seq_global = ?");
     this.#bodies = db.query(
       "SELECT body FROM events WHERE seq_global > ? AND seq_global <= ? ORDER BY seq_global",
     );
@@ -281,14 +288,19 @@ export class LogReader {
     return this.#rows.all(after, upTo);
   }
 
-  /** A stream whose `seq_stream` is not 1, 2, 3 …, if there is one. */
-  streamWithGap(): string | undefined {
-    return this.db
-      .query<{ stream: string }, []>(
-        `SELECT stream FROM events GROUP BY stream
-         HAVING min(seq_stream) <> 1 OR max(seq_stream) <> count(*) ORDER BY stream LIMIT 1`,
+  /** The first event up to a position whose `seq_stream` is not 1, 2, 3 … along its stream; undefined when none is. */
+  streamGap(upTo: number): number | undefined {
+    // In the order of the index on (stream, seq_stream), so nothing is sorted.
+    const found = this.db
+      .query<{ seq: number | null }, [number]>(
+        `SELECT min(seq_global) AS seq FROM (
+           SELECT seq_global, seq_stream - lag(seq_stream, 1, 0) OVER stream AS step,
+             seq_global - lag(seq_global, 1, 0) OVER stream AS onward
+           FROM events WHERE +seq_global <= ? WINDOW stream AS (PARTITION BY stream ORDER BY seq_stream))
+         WHERE step <> 1 OR onward <= 0`,
       )
-      .get()?.stream;
+      .get(upTo);
+    return found?.seq ?? undefined;
   }
 
   /** The events of one stream after a `seq_stream`. */
@@ -297,7 +309,25 @@ export class LogReader {
   }
 
   byId(event_id: string): Line | undefined {
-    return this.#byId.get(event_id) ?? undefined;
+    const seq = this.#first((id) => id >= event_id);
+    return this.#idAt.get(seq)?.event_id === event_id ? this.range(seq - 1, seq)[0] : undefined;
+  }
+
+  /** `seq_global` of the first event at or after a time in ms; one past the end when there is none. */
+  firstSince(time: number): number {
+    return this.#first((id) => timeOfId(id) >= time);
+  }
+
+  /** Bisection: event ids grow along the log. */
+  #first(reached: (event_id: string) => boolean): number {
+    let low = 1;
+    let high = this.head() + 1;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (reached(this.#idAt.get(middle)!.event_id)) high = middle;
+      else low = middle + 1;
+    }
+    return low;
   }
 
   /** Every (type, version) that was ever stored. */
@@ -307,22 +337,6 @@ export class LogReader {
         "SELECT event_type, schema_version FROM event_versions ORDER BY event_type, schema_version",
       )
       .all();
-  }
-
-  /** `seq_global` of the first event at or after a time (RFC 3339), by bisection: event ids grow with time. */
-  firstSince(time: number): number {
-    let low = 1;
-    let high = this.head() + 1;
-    const at = this.db.query<{ event_id: string }, [number]>(
-      "SELECT event_id FROM events WHERE seq_global = ?",
-    );
-    const stamp = (event_id: string) => Number.parseInt(event_id.slice(0, 8) + event_id.slice(9, 13), 16);
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (stamp(at.get(middle)!.event_id) < time) low = middle + 1;
-      else high = middle;
-    }
-    return low;
   }
 }
 

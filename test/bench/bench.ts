@@ -1,0 +1,164 @@
+/**
+ * The budgets of SPEC §14, measured: `bun run bench [--quick] [--only ROW]… [--strict] [--json] [--source]`.
+ *
+ * Each row prints the yardstick, ours, the ratio and the floor, and says MISSED when the floor is missed. The
+ * executable is what is measured. docs/bench.md says what each row does and has the figures of one machine.
+ */
+import { rmSync } from "node:fs";
+import { cpus } from "node:os";
+import { parseArgs } from "node:util";
+import type { BigLogPlan, BigLogResult } from "./biglog.ts";
+import { commands, latency } from "./commands.ts";
+import { launcher, temporaryFolder } from "./daemon.ts";
+import { rebuilding, verifying } from "./derived.ts";
+import { memory, ping, start } from "./process.ts";
+import { type Bench, type BigLog, type Figure, type Floor, measured, missed, type Row } from "./row.ts";
+import { stalls } from "./stalls.ts";
+import { catchup, fanout } from "./streams.ts";
+
+const ROWS: readonly Row[] = [
+  commands,
+  latency,
+  catchup,
+  fanout,
+  rebuilding,
+  verifying,
+  ping,
+  start,
+  memory,
+  stalls,
+];
+
+const { values: flags } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    only: { type: "string", multiple: true },
+    strict: { type: "boolean", default: false },
+    json: { type: "boolean", default: false },
+    source: { type: "boolean", default: false },
+    rounds: { type: "string" },
+  },
+});
+
+function number(value: number): string {
+  return value >= 100 ? Math.round(value).toLocaleString("en") : value.toPrecision(3);
+}
+
+function floorText(floor: Floor, unit: string): string {
+  switch (floor.kind) {
+    case "at least":
+      return `≥ ${floor.times} ×`;
+    case "at most":
+      return `≤ ${floor.times} ×`;
+    case "at most more":
+      return `≤ it + ${floor.by} ${unit}`;
+    case "limit":
+      return `≤ ${floor.of} ${unit}`;
+  }
+}
+
+function line(figure: Figure): string[] {
+  const { name, unit, yardstick, ours, floor } = figure;
+  return [
+    name,
+    yardstick === null ? "–" : `${number(yardstick)} ${unit}`,
+    `${number(ours)} ${unit}`,
+    yardstick === null ? "–" : (ours / yardstick).toFixed(2),
+    floorText(floor, unit),
+    missed(figure) ? "MISSED" : "ok",
+  ];
+}
+
+function table(figures: readonly Figure[]): string {
+  const head = ["what", "yardstick", "mp", "ratio", "floor", ""];
+  const rows = [head, head.map(() => "---"), ...figures.map(line)];
+  const widths = head.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows
+    .map(
+      (row) =>
+        `| ${row.map((cell, column) => (cell === "---" ? "-".repeat(widths[column]!) : cell.padEnd(widths[column]!))).join(" | ")} |`,
+    )
+    .join("\n");
+}
+
+/** The large log, made when a row first asks for it. */
+class LargeLog {
+  #made: Promise<BigLog> | undefined;
+
+  constructor(
+    readonly events: number,
+    readonly say: (text: string) => void,
+  ) {}
+
+  get(): Promise<BigLog> {
+    this.#made ??= this.#make();
+    return this.#made;
+  }
+
+  async #make(): Promise<BigLog> {
+    const { events } = this;
+    this.say(`making a log of ${events.toLocaleString("en")} events`);
+    const home = temporaryFolder();
+    const { bytes } = await measured<BigLogResult>("biglog.ts", { home, events } satisfies BigLogPlan);
+    return { home, events, bytes };
+  }
+
+  async remove(): Promise<void> {
+    if (this.#made) rmSync((await this.#made).home, { recursive: true, force: true });
+  }
+}
+
+/** Measure one row and tell what comes; a row that breaks is told and does not stop the others. */
+async function measureRow(row: Row, bench: Bench): Promise<readonly Figure[] | undefined> {
+  console.error(`${row.name}: ${row.what}`);
+  try {
+    const figures = await row.measure(bench);
+    for (const figure of figures) {
+      bench.say(line(figure).join(" | "));
+      for (const note of figure.notes) bench.say(`  ${note}`);
+    }
+    return figures;
+  } catch (error) {
+    console.error(error);
+    return undefined;
+  }
+}
+
+async function main(): Promise<number> {
+  const unknown = flags.only?.filter((name) => !ROWS.some((row) => row.name === name)) ?? [];
+  if (unknown.length > 0) {
+    console.error(`no such row: ${unknown.join(", ")}; there are: ${ROWS.map((row) => row.name).join(", ")}`);
+    return 2;
+  }
+  const say = (text: string) => console.error(`  ${text}`);
+  const log = new LargeLog(flags.quick ? 100_000 : 1_000_000, say);
+  const bench: Bench = {
+    launcher: launcher(flags.source),
+    quick: flags.quick,
+    rounds: Number(flags.rounds ?? (flags.quick ? 3 : 7)),
+    bigLog: () => log.get(),
+    say,
+  };
+  const machine = `${cpus()[0]?.model ?? "unknown CPU"}, ${cpus().length} cores, ${process.platform}/${process.arch}, Bun ${Bun.version}`;
+  console.error(
+    `${machine}; medians of up to ${bench.rounds} rounds; a shared machine is noisy: look at the ratios`,
+  );
+  const figures: Figure[] = [];
+  const broken: string[] = [];
+  for (const row of ROWS) {
+    if (flags.only && !flags.only.includes(row.name)) continue;
+    const found = await measureRow(row, bench);
+    if (found) figures.push(...found);
+    else broken.push(row.name);
+  }
+  await log.remove();
+  if (flags.json)
+    console.log(JSON.stringify({ machine, quick: flags.quick, rounds: bench.rounds, figures, broken }));
+  else console.log(`\n${table(figures)}`);
+  if (broken.length > 0) console.error(`not measured, for an error: ${broken.join(", ")}`);
+  const short = figures.filter(missed).map(({ name }) => name);
+  if (short.length > 0) console.error(`MISSED: ${short.join("; ")}`);
+  return broken.length > 0 || (flags.strict && short.length > 0) ? 1 : 0;
+}
+
+process.exitCode = await main();

@@ -1,15 +1,17 @@
 /**
  * Long work on a thread of its own, with its own read connection: `log.verify` and `projection.verify`.
  *
- * One thread per job, ended with it; it reads one snapshot, so writers and readers go on.
+ * One thread per job, ended with it, and one job of a type at a time: whoever asks while one runs shares the next one
+ * with all the others, so that no number of requests makes more than two threads. Writers and readers go on meanwhile.
  */
 import { Database } from "bun:sqlite";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { aggregates } from "../domain/index.ts";
 import { type LogCheck, verifyLog } from "../integrity/verify.ts";
 import { openForReading } from "../kernel/database.ts";
 import { LogReader } from "../kernel/log.ts";
+import { type Problem, problem } from "../kernel/problems.ts";
 import { type ProjectionCheck, verifyProjections } from "../kernel/projection.ts";
 import { buildRegistry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
@@ -36,23 +38,58 @@ export interface Job {
   of: number;
 }
 
+/** The folders of scratch databases, beside the database: a rebuilt copy may be too large for a folder in memory. */
+const SCRATCH = "verify-";
+
 /** The jobs of a daemon. */
 export class Jobs {
   readonly running = new Set<Job>();
+  readonly #now = new Map<JobType, Promise<unknown>>();
+  readonly #next = new Map<JobType, Promise<unknown>>();
+  readonly #stops = new Set<() => void>();
 
-  constructor(readonly database: string) {}
+  /** @param database path of `kernel.db`; scratch that a killed daemon left beside it is removed */
+  constructor(readonly database: string) {
+    const folder = dirname(database);
+    for (const name of readdirSync(folder))
+      if (name.startsWith(SCRATCH)) rmSync(join(folder, name), { recursive: true, force: true });
+  }
 
   /**
-   * Run one job.
-   * @returns its result
+   * Run one job, after the one of its type that is running, if any.
+   * @returns its result, or a problem when the daemon stops before there is one
    * @throws Error when the job met a bug or its thread died
    */
-  async run<T extends JobType>(type: T): Promise<Results[T]> {
+  run<T extends JobType>(type: T): Promise<Results[T] | Problem> {
+    const running = this.#now.get(type);
+    const waiting = this.#next.get(type);
+    // The one that runs may have passed what was written since.
+    if (waiting) return waiting as Promise<Results[T] | Problem>;
+    const begin = () => {
+      this.#next.delete(type);
+      const started = this.#start(type).finally(() => this.#now.delete(type));
+      this.#now.set(type, started);
+      return started;
+    };
+    if (!running) return begin();
+    const next = running.then(begin, begin);
+    this.#next.set(type, next);
+    return next;
+  }
+
+  /** End all jobs: their callers hear that the daemon is stopping. */
+  close(): void {
+    for (const stop of this.#stops) stop();
+  }
+
+  async #start<T extends JobType>(type: T): Promise<Results[T] | Problem> {
     const job: Job = { type, done: 0, of: 0 };
     this.running.add(job);
     const worker = new Worker(new URL("./jobs.ts", import.meta.url));
+    const { promise, resolve, reject } = Promise.withResolvers<Results[T] | Problem>();
+    const stop = () => resolve(problem("overloaded", "the daemon is stopping"));
+    this.#stops.add(stop);
     try {
-      const { promise, resolve, reject } = Promise.withResolvers<Results[T]>();
       worker.onerror = (event) => reject(new Error(event.message));
       worker.onmessage = ({ data }: MessageEvent<FromJob>) => {
         if (data.kind === "done") resolve(data.result as Results[T]);
@@ -63,6 +100,7 @@ export class Jobs {
       return await promise;
     } finally {
       worker.terminate();
+      this.#stops.delete(stop);
       this.running.delete(job);
     }
   }
@@ -73,7 +111,7 @@ function perform({ type, database }: ToJob, progress: (done: number, of: number)
   const db = openForReading(database);
   try {
     if (type === "log.verify") return verifyLog(db, registry, progress);
-    const folder = mkdtempSync(join(dirname(database), "verify-"));
+    const folder = mkdtempSync(join(dirname(database), SCRATCH));
     const scratch = new Database(join(folder, "scratch.db"), { create: true, strict: true });
     try {
       return verifyProjections(db, registry, new LogReader(db), scratch, progress);

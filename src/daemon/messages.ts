@@ -22,8 +22,10 @@ export type FromWriter =
   | ({ readonly kind: "committed"; readonly id: number } & Committed)
   | { readonly kind: "projections"; readonly projections: readonly ProjectionStatus[] }
   | { readonly kind: "bug"; readonly trace_id: string; readonly error: string }
-  /** The outcome of this batch is unknown; the process must end. */
-  | { readonly kind: "lost"; readonly id: number; readonly error: string }
+  /** Something an operator should know; the daemon goes on. */
+  | { readonly kind: "warning"; readonly message: string }
+  /** The outcome of all that is under way is unknown; the process must end. */
+  | { readonly kind: "lost"; readonly error: string }
   | { readonly kind: "closed" };
 
 /** The marks of an outcome whose receipt is one of the lines. */
@@ -41,7 +43,7 @@ function columns(event: Stored): string {
 /** A message of the writer as text. */
 export function encodeMessage(message: FromWriter): string {
   if (message.kind !== "committed") return JSON.stringify(message);
-  const { id, outcomes, events, effects, head } = message;
+  const { id, outcomes, events, effects, head, refused } = message;
   const lines: string[] = [];
   const marks = outcomes.map((each) =>
     each.map((outcome) => {
@@ -51,7 +53,7 @@ export function encodeMessage(message: FromWriter): string {
     }),
   );
   for (const event of events) lines.push(columns(event), event.body);
-  return `${JSON.stringify({ kind: "committed", id, outcomes: marks, events: events.length, effects, head })}\n${lines.join("\n")}`;
+  return `${JSON.stringify({ kind: "committed", id, outcomes: marks, events: events.length, effects, head, refused })}\n${lines.join("\n")}`;
 }
 
 /** The message that `encodeMessage` made text of. */

@@ -17,6 +17,8 @@ const MAX_BATCH = 512;
 /** Batches under way: one in the transaction, one on its way, so that the writer never waits for the front. */
 const MAX_UNDER_WAY = 2;
 
+const ENDING = problem("overloaded", "the daemon is ending: the next one takes over");
+
 interface Waiting {
   readonly request: WriteRequest;
   readonly resolve: (outcomes: readonly Outcome[] | Problem) => void;
@@ -27,6 +29,9 @@ export interface QueueEvents {
   /** A commit is durable: called before its commands are answered. */
   committed(events: readonly Stored[], projections: readonly string[]): void;
   shutdown(): void;
+  /** The disk or the file began to refuse writes (SQLite's code), or takes them again (undefined). */
+  readOnly(code: string | undefined): void;
+  warning(message: string): void;
   bug(trace_id: string, error: string): void;
   /** The writer cannot go on; its commands were answered `outcome_unknown`. The process must end. */
   lost(error: string): void;
@@ -40,6 +45,9 @@ export class WriteQueue {
   #nextId = 0;
   #scheduled = false;
   #closed: (() => void) | undefined;
+  #flushed: (() => void) | undefined;
+  #lost = false;
+  #readOnly: string | undefined;
   projections: readonly ProjectionStatus[] = [];
 
   private constructor(
@@ -79,6 +87,16 @@ export class WriteQueue {
     return "refused" in result ? result : { queue, log_id: result.log_id };
   }
 
+  /** SQLite's code while writes are refused because of the disk or the file. */
+  get readOnly(): string | undefined {
+    return this.#readOnly;
+  }
+
+  /** True once the writer cannot go on. */
+  get lost(): boolean {
+    return this.#lost;
+  }
+
   /** Commands that wait or are under way. */
   get size(): number {
     return this.#queued;
@@ -89,6 +107,7 @@ export class WriteQueue {
    * @returns its outcomes once they are durable; `overloaded` at once when too many wait
    */
   submit(request: WriteRequest): Promise<readonly Outcome[] | Problem> {
+    if (this.#lost) return Promise.resolve(ENDING);
     if (this.#queued + request.commands.length > MAX_QUEUED)
       return Promise.resolve(problem("overloaded", `${this.#queued} commands are waiting already`));
     this.#queued += request.commands.length;
@@ -102,7 +121,15 @@ export class WriteQueue {
     return promise;
   }
 
-  /** Wait until everything accepted is answered, then close the database. */
+  /** Wait until everything accepted is answered. */
+  async flush(): Promise<void> {
+    if (this.#queued === 0) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#flushed = resolve;
+    await promise;
+  }
+
+  /** Wait until everything accepted is answered, then close the database. Not after `lost`. */
   async close(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#closed = resolve;
@@ -134,6 +161,8 @@ export class WriteQueue {
   }
 
   #hear(message: FromWriter): void {
+    // They were answered already.
+    if (this.#lost && message.kind !== "closed") return;
     switch (message.kind) {
       case "committed": {
         if (message.events.length > 0)
@@ -142,11 +171,13 @@ export class WriteQueue {
           ]);
         const batch = this.#underWay.get(message.id)!;
         this.#underWay.delete(message.id);
+        this.#noteStorage(message);
         for (const [index, each] of batch.entries()) {
           this.#queued -= each.request.commands.length;
           each.resolve(message.outcomes[index]!);
         }
         for (const effect of message.effects) if (effect.kind === "shutdown") this.events.shutdown();
+        if (this.#queued === 0) this.#flushed?.();
         this.#send();
         break;
       }
@@ -155,6 +186,9 @@ export class WriteQueue {
         break;
       case "progress":
         this.events.progress(message.name, message.done, message.of);
+        break;
+      case "warning":
+        this.events.warning(message.message);
         break;
       case "bug":
         this.events.bug(message.trace_id, message.error);
@@ -167,16 +201,30 @@ export class WriteQueue {
     }
   }
 
-  /** Everything under way or waiting may or may not be on disk: say so, and let the process end. */
+  /** Writes are refused until one succeeds: a batch that had nothing to write tells nothing. */
+  #noteStorage({ refused, outcomes }: Extract<FromWriter, { kind: "committed" }>): void {
+    const wrote = () => outcomes.flat().some((outcome) => "receipt" in outcome && !outcome.replayed);
+    if (refused === this.#readOnly || (refused === undefined && !wrote())) return;
+    this.#readOnly = refused;
+    this.events.readOnly(refused);
+  }
+
+  /** Everything under way may or may not be on disk: say so, and let the process end. */
   #lose(error: string): void {
+    if (this.#lost) return;
+    this.#lost = true;
     const unknown = problem(
       "outcome_unknown",
       "the commit failed, and the daemon ends to find out what is stored",
     );
     for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(unknown);
-    for (const each of this.#waiting) each.resolve(unknown);
+    // The writer never saw these.
+    for (const each of this.#waiting) each.resolve(ENDING);
     this.#underWay.clear();
     this.#waiting.length = 0;
+    this.#queued = 0;
+    this.#flushed?.();
+    this.#closed?.();
     this.events.lost(error);
   }
 }

@@ -64,17 +64,22 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   const start_id = systemClock.id();
   const { promise: ended, resolve: end } = Promise.withResolvers<number>();
   let hub: Hub | undefined;
-  let stop = () => end(0);
+  // Before there is anything to drain only the loss of the writer ends it.
+  let stop = () => end(1);
 
   const opened = await WriteQueue.open(paths.database, start_id, {
     progress: (name, done, of) => log.info({ projection: name, done, of }, "rebuilding"),
     committed: (events, names) => hub?.publish(events, names),
     shutdown: () => stop(),
+    readOnly: (code) =>
+      code === undefined
+        ? log.info("the database can be written again")
+        : log.error({ code }, "the database cannot be written: reads go on, commands are refused"),
+    warning: (message) => log.warn(message),
     bug: (trace_id, error) => log.error({ trace_id, error }, "a command met a bug"),
     lost: (error) => {
       log.fatal({ error }, "the writer is lost: ending, so that the next start finds out what is stored");
-      // The answers `outcome_unknown` are on their way; give the sockets one turn to send them.
-      setTimeout(() => end(1), 100);
+      stop();
     },
   });
   if ("refused" in opened)
@@ -118,16 +123,25 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
     gate: (request) => closed() ?? gate(request),
     onBug: (trace_id, error) => log.error({ trace_id, err: error }, "a request met a bug"),
   });
-  listen(routes, paths);
-  writeInfo(paths, info);
-  log.info({ start_id, version: VERSION, log_id, head: hub.head, socket: paths.socket }, "ready");
-
+  const parts: Running = { routes, hub, queue, jobs, paths, lock, log };
   stop = () => {
     if (stopping) return;
     stopping = true;
-    void drain(routes, hub!, queue, paths, lock, log).then(() => end(0));
+    drain(parts).then(end, (error: unknown) => {
+      log.fatal({ err: error }, "the daemon met a bug while it stopped");
+      end(1);
+    });
   };
+  try {
+    listen(routes, paths);
+    writeInfo(paths, info);
+  } catch (error) {
+    reader.db.close();
+    await queue.close();
+    throw error;
+  }
   for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, stop);
+  log.info({ start_id, version: VERSION, log_id, head: hub.head, socket: paths.socket }, "ready");
   return { info, ended, stop };
 }
 
@@ -148,6 +162,8 @@ function userName(): string {
 function listen(routes: App, paths: Paths): void {
   // A socket that a killed daemon left behind: the lock is ours, so nobody listens on it.
   rmSync(paths.socket, { force: true });
+  // A socket needs no execute bit: 0600 from its first moment on (SPEC §10). Binding is synchronous.
+  const before = process.umask(0o177);
   routes.listen({
     unix: paths.socket,
     reusePort: false,
@@ -162,30 +178,43 @@ function listen(routes: App, paths: Paths): void {
       perMessageDeflate: false,
     },
   } as Parameters<App["listen"]>[0]);
+  process.umask(before);
 }
 
-/** Stop taking requests, answer what was accepted, end the streams, close the database, let go. */
-async function drain(
-  routes: App,
-  hub: Hub,
-  queue: WriteQueue,
-  paths: Paths,
-  lock: Lock,
-  log: Logger,
-): Promise<void> {
+/** What a running daemon is made of. */
+interface Running {
+  readonly routes: App;
+  readonly hub: Hub;
+  readonly queue: WriteQueue;
+  readonly jobs: Jobs;
+  readonly paths: Paths;
+  readonly lock: Lock;
+  readonly log: Logger;
+}
+
+/**
+ * Stop taking requests, answer what was accepted, end the streams, close the database, let go.
+ * @returns the exit code: 1 when the writer is lost; then the database is left as it is, and locked until the process
+ * ends, for the next start to find out what is stored
+ */
+async function drain({ routes, hub, queue, jobs, paths, lock, log }: Running): Promise<number> {
   log.info("stopping");
   // Gone from the file system at once: a client that connects from now on starts the next daemon.
   rmSync(paths.socket, { force: true });
-  hub.close(problem("daemon_unavailable", "the daemon is stopping", { hint: "reconnect and resume" }));
-  const server = routes.server;
+  const { server } = routes;
   const closed = server?.stop(false);
-  // Readers first: the last connection to close takes the WAL away.
-  hub.reader.db.close();
-  await queue.close();
+  hub.close(problem("daemon_unavailable", "the daemon is stopping", { hint: "reconnect and resume" }));
+  jobs.close();
+  await queue.flush();
   // What is still open after the answers went out is an idle keep-alive or a reader that does not read.
   await Promise.race([closed, Bun.sleep(250)]);
   await server?.stop(true);
   removeInfo(paths);
+  // Readers first: the last connection to close takes the WAL away.
+  hub.reader.db.close();
+  if (!queue.lost) await queue.close();
+  if (queue.lost) return 1;
   log.info("stopped");
   lock.release();
+  return 0;
 }

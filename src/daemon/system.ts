@@ -42,7 +42,7 @@ export function systemAnswers(daemon: {
     }),
     "daemon.status": () => ({
       as_of_seq: hub.head,
-      state: "running",
+      state: queue.readOnly === undefined ? "running" : "read_only",
       pid: info.pid,
       version: info.version,
       commit: COMMIT,
@@ -72,6 +72,7 @@ export function systemAnswers(daemon: {
     "projection.list": () => page(projections()),
     "projection.verify": async () => {
       const items = await jobs.run("projection.verify");
+      if (isProblem(items)) return items;
       return { as_of_seq: hub.head, ok: items.every((item) => item.ok), items };
     },
     "log.verify": () => jobs.run("log.verify"),

@@ -5,10 +5,10 @@
  * commit is durable; whatever queued up meanwhile is the next batch. Between batches it goes on with
  * rebuilds in short steps and moves the WAL into the database. It knows no socket and no caller.
  */
-import { statSync } from "node:fs";
+import { SQLiteError } from "bun:sqlite";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
-import { DatabaseRefused, openForWriting } from "../kernel/database.ts";
+import { DatabaseRefused, isStorageError, openForWriting } from "../kernel/database.ts";
 import { Executor, OutcomeUnknown, type WriteRequest } from "../kernel/execute.ts";
 import { LogReader, LogWriter, logId } from "../kernel/log.ts";
 import { Projections } from "../kernel/projection.ts";
@@ -16,10 +16,12 @@ import { buildRegistry, versionsWithoutPath } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
 import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
-/** From this size on the WAL is moved into the database between two batches. */
+/** So much in the WAL alone is moved into the database between two batches, in bytes. */
 const WAL_BYTES = 8 << 20;
-/** How many batches pass between two looks at its size. */
-const WAL_LOOK_BATCHES = 64;
+/** A WAL of this size is told, for some reader keeps it from starting over; then one of twice the size, and so on. */
+const WAL_ALARM_BYTES = 256 << 20;
+/** A page with its header, as the WAL holds it. */
+const FRAME_BYTES = 4_096 + 24;
 
 const say = (message: FromWriter) => self.postMessage(encodeMessage(message));
 const text = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error));
@@ -37,48 +39,89 @@ function open(database: string, start_id: string) {
   const bug = (trace_id: string, error: unknown) => say({ kind: "bug", trace_id, error: text(error) });
   const executor = new Executor(db, registry, log, reader, projections, systemClock, start_id, bug);
 
-  let batches = 0;
+  const wal = db.query<{ log: number; checkpointed: number }, []>("PRAGMA wal_checkpoint(NOOP)");
+  let alarm = WAL_ALARM_BYTES;
   function tidy() {
-    if (++batches % WAL_LOOK_BATCHES !== 0) return;
-    const { size } = statSync(`${database}-wal`);
-    if (size > WAL_BYTES) db.run("PRAGMA wal_checkpoint(PASSIVE)");
+    const { log, checkpointed } = wal.get()!;
+    if ((log - checkpointed) * FRAME_BYTES < WAL_BYTES) return;
+    untilFull("the WAL cannot be moved into the database", () => db.run("PRAGMA wal_checkpoint(PASSIVE)"));
+    const size = log * FRAME_BYTES;
+    if (size < WAL_BYTES * 2) alarm = WAL_ALARM_BYTES;
+    if (size < alarm) return;
+    alarm = size * 2;
+    say({ kind: "warning", message: `the WAL has ${size} bytes: a reader keeps it from starting over` });
   }
 
   let rebuilding = false;
   /** One short step, then whatever the front has sent meanwhile, then the next. */
   function goOn() {
-    const name = projections.step();
-    rebuilding = name !== undefined;
+    const went = untilFull("the rebuild was given up", () => {
+      rebuilding = projections.step() !== undefined;
+    });
+    if (!went) {
+      projections.giveUp();
+      rebuilding = false;
+    }
     say({ kind: "projections", projections: projections.status() });
     tidy();
-    if (rebuilding) setImmediate(goOn);
+    if (rebuilding) setImmediate(guarded, goOn);
+  }
+
+  function rebuild(names: readonly string[]) {
+    untilFull("the rebuild was given up", () => {
+      for (const name of names) projections.rebuild(name);
+    });
+    say({ kind: "projections", projections: projections.status() });
+    if (!rebuilding) setImmediate(guarded, goOn);
+    rebuilding = true;
   }
 
   return {
     log_id,
     projections,
     write(id: number, requests: readonly WriteRequest[]) {
-      try {
-        const committed = executor.run(requests);
-        say({ kind: "committed", id, ...committed });
-        for (const effect of committed.effects)
-          if (effect.kind === "rebuild") {
-            for (const name of effect.projections) projections.rebuild(name);
-            say({ kind: "projections", projections: projections.status() });
-            if (!rebuilding) setImmediate(goOn);
-            rebuilding = true;
-          }
-        tidy();
-      } catch (error) {
-        if (!(error instanceof OutcomeUnknown)) throw error;
-        say({ kind: "lost", id, error: text(error.cause) });
-      }
+      const committed = executor.run(requests);
+      say({ kind: "committed", id, ...committed });
+      for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
+      tidy();
     },
     close() {
-      db.run("PRAGMA wal_checkpoint(TRUNCATE)");
+      // What does not fit into the database now stays in the WAL, as safe as it was.
+      untilFull("the WAL stays", () => db.run("PRAGMA wal_checkpoint(TRUNCATE)"));
       db.close();
     },
   };
+}
+
+/** Do what can wait until there is room on the disk again, or until others let go. Returns whether it was done. */
+function untilFull(message: string, work: () => void): boolean {
+  try {
+    work();
+    return true;
+  } catch (error) {
+    if (!isStorageError(error) || !/^SQLITE_(FULL|BUSY)/.test(error.code ?? "")) throw error;
+    say({ kind: "warning", message: `${message}: ${error.code}` });
+    return false;
+  }
+}
+
+/** An outcome is unknown, or there is a bug: nothing may be written in this process any more (SPEC §11). */
+let lost = false;
+
+function guarded(work: () => void) {
+  if (lost) return;
+  try {
+    work();
+  } catch (error) {
+    lost = true;
+    say({ kind: "lost", error: text(error instanceof OutcomeUnknown ? error.cause : error) });
+  }
+}
+
+/** Why a database cannot be served, for the person who starts the daemon. */
+function refusal(error: unknown): string {
+  if (error instanceof DatabaseRefused) return error.message;
+  return error instanceof SQLiteError ? `${error.code}: ${error.message}` : text(error);
 }
 
 let opened: ReturnType<typeof open> | undefined;
@@ -91,14 +134,14 @@ self.onmessage = (message: MessageEvent<string>) => {
         opened = open(data.database, data.start_id);
         say({ kind: "ready", log_id: opened.log_id, projections: opened.projections.status() });
       } catch (error) {
-        say({ kind: "refused", message: error instanceof DatabaseRefused ? error.message : text(error) });
+        say({ kind: "refused", message: refusal(error) });
       }
       break;
     case "write":
-      opened!.write(data.id, data.requests);
+      guarded(() => opened!.write(data.id, data.requests));
       break;
     case "close":
-      opened?.close();
+      guarded(() => opened?.close());
       say({ kind: "closed" });
   }
 };

@@ -27,7 +27,7 @@ export interface Event<P = unknown> {
   readonly event_type: string;
   readonly payload: P;
   readonly prev_hash: string;
-  readonly project_id?: string;
+  readonly project_id?: string | undefined;
   readonly schema_version: number;
   readonly seq_global: number;
   readonly seq_stream: number;
@@ -35,7 +35,7 @@ export interface Event<P = unknown> {
   readonly subject: { readonly id: string; readonly kind: string };
   readonly timestamp: string;
   readonly trace_id: string;
-  readonly workspace_id?: string;
+  readonly workspace_id?: string | undefined;
 }
 
 /** What every event of a stream has in its envelope. It is fixed by the first one: a stream never moves. */

@@ -257,6 +257,12 @@ export class Executor {
 
     const scope = loaded.version === 0 ? aggregate.scope(id, command.payload, context.find) : loaded.scope;
     const command_id = this.clock.id();
+    const causality: Event["causality"] = {
+      command_id,
+      idempotency_key: command.idempotency_key,
+      ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
+    };
+    const subject = { id, kind };
     const encoded: Encoded[] = [];
     let { state, version } = loaded;
     let { head } = this.log;
@@ -266,28 +272,22 @@ export class Executor {
       const spec = aggregate.events[made.type]!;
       // What is appended can never be mended: a decision that breaks its own schema is a bug, found before it is stored.
       if (!matches(spec.payload, payload)) throw new Error(`${kind}.${made.type} breaks its own schema`);
-      const next = encode(
-        {
-          actor: command.actor,
-          causality: {
-            command_id,
-            idempotency_key: command.idempotency_key,
-            ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
-          },
-          event_id: this.log.nextId(now),
-          event_type: `${kind}.${made.type}`,
-          payload,
-          ...(scope.project_id !== undefined && { project_id: scope.project_id }),
-          schema_version: spec.version,
-          seq_stream: version,
-          stream,
-          subject: { id, kind },
-          timestamp: at,
-          trace_id: command.trace_id,
-          ...(scope.workspace_id !== undefined && { workspace_id: scope.workspace_id }),
-        },
-        head,
-      );
+      const next = encode({
+        actor: command.actor,
+        causality,
+        event_id: this.log.nextId(now),
+        event_type: `${kind}.${made.type}`,
+        payload,
+        prev_hash: head.leaf,
+        ...scope,
+        schema_version: spec.version,
+        seq_global: head.seq_global + 1,
+        seq_stream: version,
+        stream,
+        subject,
+        timestamp: at,
+        trace_id: command.trace_id,
+      });
       if (next.size > MAX_EVENT_BYTES)
         return refuse(
           "payload_too_large",

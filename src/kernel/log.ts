@@ -67,15 +67,13 @@ export function originHash(log_id: string): string {
 }
 
 /**
- * Encode an event after a given head.
- * @param event the envelope without its place in the chain
- * @param head what it comes after
+ * Encode an event.
+ * @param event the whole envelope, with its place in the chain
  * @returns its bytes and leaf hash; the caller checks the size against MAX_EVENT_BYTES
  */
-export function encode(event: Omit<Event, "prev_hash" | "seq_global">, head: Head): Encoded {
-  const whole: Event = { ...event, prev_hash: head.leaf, seq_global: head.seq_global + 1 };
-  const body = canonicalEvent(whole);
-  return { event: whole, body, size: Buffer.byteLength(body), leaf: leafHash(body) };
+export function encode(event: Event): Encoded {
+  const body = canonicalEvent(event);
+  return { event, body, size: Buffer.byteLength(body), leaf: leafHash(body) };
 }
 
 /**

@@ -1,5 +1,6 @@
 /**
- * Writes `schemas/` from the registry, one file per type and version (SPEC §13); with `check` it only tells what differs.
+ * Writes `schemas/`, one file per type and version (SPEC §13), and `docs/reference.md` from the registry; with `check` it
+ * only tells what differs.
  *
  * A published event schema never changes: a file of an event version that would get other bytes is an error even
  * when writing, because the way on is a new version with an upcaster.
@@ -10,6 +11,7 @@ import { aggregates } from "./domain/index.ts";
 import { buildRegistry } from "./kernel/registry.ts";
 import { allSchemas } from "./kernel/schemas.ts";
 import { system } from "./kernel/system.ts";
+import { reference } from "./reference.ts";
 
 /**
  * @param root the repository
@@ -18,27 +20,30 @@ import { system } from "./kernel/system.ts";
  * @throws Error when a published event schema would change
  */
 export async function generate(root: string, check: boolean): Promise<string[]> {
-  const folder = join(root, "schemas");
+  const registry = buildRegistry(aggregates, system);
   const wanted = new Map(
-    [...allSchemas(buildRegistry(aggregates, system))].map(([name, schema]) => [
-      `${name}.json`,
+    [...allSchemas(registry)].map(([name, schema]) => [
+      join("schemas", `${name}.json`),
       `${JSON.stringify(schema, null, 2)}\n`,
     ]),
   );
-  await mkdir(folder, { recursive: true });
-  const present = (await readdir(folder)).filter((file) => file.endsWith(".json"));
+  wanted.set(join("docs", "reference.md"), reference(registry));
+  await mkdir(join(root, "schemas"), { recursive: true });
+  const present = (await readdir(join(root, "schemas")))
+    .filter((file) => file.endsWith(".json"))
+    .map((file) => join("schemas", file));
   const drifted: string[] = [];
-  for (const file of new Set([...present, ...wanted.keys()])) {
-    const path = join(folder, file);
-    const text = wanted.get(file);
-    const found = present.includes(file) ? await Bun.file(path).text() : undefined;
+  for (const path of new Set([...present, ...wanted.keys()])) {
+    const file = Bun.file(join(root, path));
+    const text = wanted.get(path);
+    const found = (await file.exists()) ? await file.text() : undefined;
     if (found === text) continue;
-    if (found !== undefined && file.startsWith("event."))
-      throw new Error(`schemas/${file} is published: make a new version with an upcaster instead`);
-    drifted.push(join("schemas", file));
+    if (found !== undefined && path.startsWith(join("schemas", "event.")))
+      throw new Error(`${path} is published: make a new version with an upcaster instead`);
+    drifted.push(path);
     if (check) continue;
-    if (text === undefined) await rm(path);
-    else await Bun.write(path, text);
+    if (text === undefined) await rm(join(root, path));
+    else await Bun.write(join(root, path), text);
   }
   return drifted.sort();
 }

@@ -1,7 +1,10 @@
 /**
  * `GET /openapi.json`: OpenAPI 3.1, made from the registry, the schemas and the catalogue of problems (SPEC §2, §3).
+ *
+ * Types, payloads, parameters and problems come from there by themselves; only the handful of routes is written down here,
+ * and a test compares them with the routes there are.
  */
-import type { TObject, TSchema } from "typebox";
+import { type TObject, type TSchema, Type } from "typebox";
 import { envelopeFields } from "../kernel/dispatch.ts";
 import { catalogue } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
@@ -47,20 +50,12 @@ export function openApi(registry: Registry): object {
   schemas.receipt = receipt;
   schemas.problem = problem;
 
-  const refusals = Object.fromEntries(
-    Object.entries(catalogue)
-      .filter(([, entry]) => entry.status !== null)
-      .map(([code, entry]) => [entry.status, code] as const)
-      .reduce(
-        (map, [status, code]) => map.set(status!, [...(map.get(status!) ?? []), code]),
-        new Map<number, string[]>(),
-      )
-      .entries()
-      .map(([status, codes]) => [
-        String(status),
-        { description: codes.join(", "), ...body(ref("problem"), "application/problem+json") },
-      ]),
-  );
+  const refusals: Record<string, { description: string }> = {};
+  for (const [code, { status }] of Object.entries(catalogue)) {
+    if (status === null) continue;
+    const codes = [refusals[status]?.description, code].filter(Boolean).join(", ");
+    refusals[status] = { description: codes, ...body(ref("problem"), "application/problem+json") };
+  }
   const answers = (schema: object, description: string) => ({
     "200": { description, ...body(schema) },
     ...refusals,
@@ -112,7 +107,9 @@ export function openApi(registry: Registry): object {
     "/v1/events": {
       get: {
         summary: "Read the log: a page, or with follow=true a live stream",
-        parameters: parameters(registry.queries.get("events.list")!.params),
+        parameters: parameters(
+          object({ ...registry.queries.get("events.list")!.params.properties, ...streaming }),
+        ),
         responses: {
           "200": {
             description: "Events",
@@ -155,6 +152,9 @@ export function openApi(registry: Registry): object {
     "/health": {
       get: { summary: "Is it up; needs no credential", responses: { "200": { description: "It is" } } },
     },
+    "/openapi.json": {
+      get: { summary: "Read this document", responses: { "200": { description: "OpenAPI 3.1" } } },
+    },
   };
   for (const [type, { spec, params }] of registry.queries)
     paths[`/v1/queries/${type}`] = {
@@ -187,6 +187,9 @@ function parameters(params: TObject): object[] {
     schema,
   }));
 }
+
+/** What `GET /v1/events` takes besides the parameters of the query `events.list`. */
+const streaming = { follow: Type.Optional(Type.Boolean()), frames: Type.Optional(Type.Boolean()) };
 
 const string = { type: "string" };
 const receipt = {

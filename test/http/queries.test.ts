@@ -1,0 +1,425 @@
+/**
+ * Queries through the real socket (SPEC §2, §3): pages, positions, filters, the same answer by GET and by envelope; and
+ * over the whole registry: every answer, every receipt's result and every event is what its published schema says.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Compile, type Validator } from "typebox/schema";
+import { aggregates } from "../../src/domain/index.ts";
+import { buildRegistry } from "../../src/kernel/registry.ts";
+import { system } from "../../src/kernel/system.ts";
+import { tempHome } from "../support/binary.ts";
+import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
+import { type Api, api, ask, envelope, expectRefused, type Json, type Wire, wire } from "./api.ts";
+
+const registry = buildRegistry(aggregates, system);
+const home = tempHome();
+let daemon: DaemonProcess;
+let mp: Api;
+let ws: Wire;
+/** Ids of what exists, by kind: two of each. */
+const ids: Record<string, string[]> = { workspace: [], project: [] };
+
+beforeAll(async () => {
+  daemon = await startDaemonProcess(home);
+  mp = api(daemon);
+  ws = await wire(daemon.socket);
+  const made = async (type: string, payload: object) => {
+    const { subject } = await mp.done(type, payload);
+    ids[type.split(".")[0]!]!.push(subject.id);
+    return subject.id;
+  };
+  const first = await made("workspace.create", { name: "Ärger & Söhne", root_path: "/srv/ä b" });
+  const second = await made("workspace.create", { name: "second" });
+  await made("project.create", { workspace_id: first, name: "core", repo_path: "/srv/ä b/core" });
+  await made("project.create", { workspace_id: second, name: "core" });
+  await mp.done("project.archive", { project_id: ids.project![1] });
+  await mp.done("workspace.close", { workspace_id: second });
+});
+afterAll(() => ws.close());
+
+interface Page {
+  readonly as_of_seq: number;
+  readonly items: Json[];
+  readonly next: string | null;
+}
+const get = async (path: string) => (await mp.get(path)).json as unknown as Page;
+const list = (type: string, params = "") => get(`/v1/queries/${type}?${params}`);
+
+/** Every page of a list, in order. `between` runs after each page. */
+async function pages(type: string, params: string, between?: () => Promise<unknown>): Promise<Json[]> {
+  const items: Json[] = [];
+  for (let cursor: string | null = ""; cursor !== null; ) {
+    const page: Page = await list(
+      type,
+      `${params}${cursor === "" ? "" : `&cursor=${encodeURIComponent(cursor)}`}`,
+    );
+    items.push(...page.items);
+    cursor = page.next;
+    await between?.();
+  }
+  return items;
+}
+
+describe("pages", () => {
+  const all: string[] = [];
+  beforeAll(async () => {
+    const commands = Array.from({ length: 60 }, (_, index) =>
+      envelope("workspace.create", { name: `page ${index}` }),
+    );
+    await mp.batch(true, commands);
+    for (const item of (await list("workspace.list", "limit=10000")).items)
+      all.push(item.workspace_id as string);
+    expect(all.length).toBeGreaterThan(60);
+  });
+
+  test.each([1, 2, 7, 59, 10_000])(
+    "of %d rows lead through everything, once, in one order",
+    async (limit) => {
+      const items = await pages("workspace.list", `limit=${limit}`);
+      expect(items.map((item) => item.workspace_id as string)).toEqual(all);
+    },
+  );
+
+  test("have 100 rows when no number is asked for, and a next only when there is more", async () => {
+    expect((await list("workspace.list")).items).toHaveLength(Math.min(100, all.length));
+    const exact = await list("workspace.list", `limit=${all.length}`);
+    expect([exact.items.length, exact.next]).toEqual([all.length, null]);
+    const less = await list("workspace.list", `limit=${all.length - 1}`);
+    expect([less.items.length, less.next === null]).toEqual([all.length - 1, false]);
+  });
+
+  test("lose and repeat nothing that was there before, whatever is added meanwhile", async () => {
+    let added = 0;
+    const add = () => mp.done("workspace.create", { name: `between ${added++}` });
+    const before = (await pages("workspace.list", "limit=10000")).map((item) => item.workspace_id);
+    const seen = (
+      await pages("workspace.list", "limit=5", () => (added < 40 ? add() : Promise.resolve()))
+    ).map((item) => item.workspace_id);
+    expect(seen.slice(0, before.length)).toEqual(before);
+    expect(new Set(seen).size).toBe(seen.length);
+    const after = (await pages("workspace.list", "limit=10000")).map((item) => item.workspace_id);
+    expect(seen).toEqual(after.slice(0, seen.length));
+  });
+
+  test("keep their filter only when it is sent again, and a cursor works with any limit", async () => {
+    const first = await list("workspace.list", "status=open&limit=3");
+    const rest = await list("workspace.list", `status=open&limit=10000&cursor=${first.next}`);
+    const open = (await list("workspace.list", "status=open&limit=10000")).items;
+    expect([...first.items, ...rest.items]).toEqual(open);
+  });
+
+  test("with a cursor that no page gave are refused", async () => {
+    const real = (await list("workspace.list", "limit=1")).next!;
+    const text = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    for (const cursor of [
+      "",
+      "x",
+      real.slice(1),
+      `${real}x`,
+      text([]),
+      text(["a", "b"]),
+      text([null]),
+      text({}),
+      text("a"),
+      text([["a"]]),
+    ]) {
+      const found = expectRefused(
+        await mp.get(`/v1/queries/workspace.list?cursor=${encodeURIComponent(cursor)}`),
+        "invalid_schema",
+      );
+      expect([cursor, found.errors?.[0]?.pointer]).toEqual([cursor, "/payload/cursor"]);
+    }
+    expectRefused(await mp.get(`/v1/queries/workspace.list?cursor=${"x".repeat(513)}`), "invalid_schema");
+  });
+
+  test("of events lead through the whole log, while it grows, as JSON and as NDJSON", async () => {
+    const head = await mp.head();
+    const seqs: number[] = [];
+    for (let cursor: string | null = "0"; cursor !== null; ) {
+      const page: Page = await get(`/v1/events?limit=7&cursor=${cursor}`);
+      seqs.push(...page.items.map((event) => event.seq_global as number));
+      if (seqs.length < 40) await mp.done("workspace.create", { name: `log ${seqs.length}` });
+      cursor = page.next;
+    }
+    expect(seqs).toEqual(seqs.map((_, index) => index + 1));
+    expect(seqs.length).toBeGreaterThan(head);
+    let lines = "";
+    for (let cursor: string | null = "0"; cursor !== null; ) {
+      const reply = await mp.get(`/v1/events?limit=11&cursor=${cursor}`, { accept: "application/x-ndjson" });
+      expect(reply.headers.get("content-type")).toBe("application/x-ndjson");
+      lines += reply.text;
+      cursor = reply.headers.get("mp-next");
+    }
+    expect(
+      lines
+        .trimEnd()
+        .split("\n")
+        .map((line) => (JSON.parse(line) as Json).seq_global as number),
+    ).toEqual(seqs);
+  });
+});
+
+describe("filters", () => {
+  const names = async (params: string) =>
+    (await list("workspace.list", `${params}&limit=10000`)).items.map((item) => item.name);
+
+  test("by name, without regard to case; by status; by both", async () => {
+    expect(await names("name=%C3%A4RGER%20%26%20S%C3%96HNE")).toEqual(["Ärger & Söhne"]);
+    expect(await names("name=SECOND&status=closed")).toEqual(["second"]);
+    expect(await names("name=second&status=open")).toEqual([]);
+    expect(await names("name=a%25")).toEqual([]);
+    const closed = (await list("workspace.list", "status=closed&limit=10000")).items;
+    expect(closed.map((item) => item.status)).toEqual(["closed"]);
+  });
+
+  test("of projects by their workspace", async () => {
+    for (const [index, workspace_id] of ids.workspace!.entries()) {
+      const { items } = await list("project.list", `workspace_id=${workspace_id}`);
+      expect(items.map((item) => item.project_id as string)).toEqual([ids.project![index]!]);
+    }
+    expect((await list("project.list", "status=archived")).items).toHaveLength(1);
+    expect((await list("project.list", "name=CORE")).items).toHaveLength(2);
+  });
+
+  test("of events: AND between kinds, OR within", async () => {
+    const [workspace_id] = ids.workspace as [string];
+    const types = async (params: string) =>
+      (await get(`/v1/events?limit=10000&${params}`)).items.map((event) => event.event_type);
+    expect(await types(`workspace_id=${workspace_id}`)).toEqual(["workspace.created", "project.created"]);
+    expect(await types(`workspace_id=${workspace_id}&subject_kind=project`)).toEqual(["project.created"]);
+    expect(await types("types=workspace.closed,project.archived")).toEqual([
+      "project.archived",
+      "workspace.closed",
+    ]);
+    expect(await types("types=workspace.closed&types=project.archived")).toEqual([
+      "project.archived",
+      "workspace.closed",
+    ]);
+    expect(await types("types=project.*")).toEqual([
+      "project.created",
+      "project.created",
+      "project.archived",
+    ]);
+    expect(await types(`streams=workspace/${workspace_id}&types=*`)).toEqual(["workspace.created"]);
+    expect(await types("types=nothing.happened")).toEqual([]);
+  });
+
+  test("hidden columns are not shown", async () => {
+    const { items } = await list("project.list");
+    expect(Object.keys(items[0]!)).not.toContain("name_key");
+  });
+});
+
+describe("min_seq", () => {
+  test("waits for a position that is still to come, on every transport", async () => {
+    const min_seq = (await mp.head()) + 2;
+    let answered = 0;
+    const count = <T>(answer: T) => {
+      answered += 1;
+      return answer;
+    };
+    const asked = [
+      mp.get(`/v1/queries/workspace.list?limit=10000&min_seq=${min_seq}`).then((reply) => count(reply.json)),
+      mp
+        .post({ type: "workspace.list", payload: { limit: 10_000, min_seq } })
+        .then((reply) => count(reply.json)),
+      ws.request({ type: "workspace.list", payload: { limit: 10_000, min_seq } }).then(count),
+      mp.get(`/v1/events?after=${min_seq - 1}&min_seq=${min_seq}`).then((reply) => count(reply.json)),
+    ];
+    await mp.done("workspace.create", { name: "one of two" });
+    expect(answered).toBe(0);
+    await mp.done("workspace.create", { name: "two of two" });
+    const answers = (await Promise.all(asked)) as unknown as Page[];
+    for (const answer of answers) {
+      expect(answer.as_of_seq).toBeGreaterThanOrEqual(min_seq);
+      expect(JSON.stringify(answer.items)).toContain("two of two");
+    }
+  });
+
+  test("lets a query after a receipt see what the receipt says", async () => {
+    for (let times = 0; times < 50; times++) {
+      const { subject, seq_global } = await mp.done("workspace.create", { name: `seen ${times}` });
+      const seen = await list("workspace.get", `workspace_id=${subject.id}&min_seq=${String(seq_global)}`);
+      expect(seen).toMatchObject({ name: `seen ${times}`, version: 1 });
+      expect(seen.as_of_seq).toBeGreaterThanOrEqual(seq_global as number);
+    }
+  });
+});
+
+/** What differs from one moment to the next, and so from one transport to the next. */
+const MOMENTARY = new Set(["memory_bytes", "wal_bytes", "database_bytes", "jobs", "queued_commands"]);
+const lasting = (answer: unknown) =>
+  Object.fromEntries(Object.entries(answer as Json).filter(([name]) => !MOMENTARY.has(name)));
+
+/** Parameters for a query: its required ones, from what exists. */
+function sample(type: string): Json {
+  const { params } = registry.queries.get(type)!;
+  const required = (params.required ?? []) as string[];
+  return Object.fromEntries(
+    required.map((name) => {
+      const kind = name.replace(/_id$/, "");
+      if (ids[kind]?.[0]) return [name, ids[kind][0]];
+      if (type === "schema.get" && name === "name") return [name, "event.workspace.created.v1"];
+      throw new Error(`say here what to ask ${type} for its ${name}`);
+    }),
+  );
+}
+
+const validators = new Map<string, Validator>();
+/** The published schema by this name, as the daemon serves it. */
+async function published(name: string): Promise<Validator> {
+  let validator = validators.get(name);
+  if (!validator) {
+    const reply = await mp.get(`/v1/schemas/${name}`);
+    expect([name, reply.status, reply.headers.get("content-type")]).toEqual([
+      name,
+      200,
+      "application/schema+json",
+    ]);
+    validator = Compile(reply.json as never) as unknown as Validator;
+    validators.set(name, validator);
+  }
+  return validator;
+}
+async function expectPublished(name: string, value: unknown): Promise<void> {
+  const validator = await published(name);
+  if (!validator.Check(value)) expect([name, validator.Errors(value)]).toEqual([name, [true, []]] as never);
+  // It is a schema that says no at all.
+  const { unknown_member: _, ...same } = { ...(value as Json), unknown_member: 1 };
+  expect([name, validator.Check(same), validator.Check({ ...same, unknown_member: 1 })]).toEqual([
+    name,
+    true,
+    false,
+  ]);
+}
+
+describe.each([...registry.queries.keys()])("%s", (type) => {
+  test("is answered as its published schema says, the same by GET, by envelope and on a WebSocket", async () => {
+    const params = sample(type);
+    await expectPublished(`query.${type}.v1`, params);
+    const search = new URLSearchParams(Object.entries(params).map(([name, value]) => [name, String(value)]));
+    const byGet = await mp.get(`/v1/queries/${type}?${search}`);
+    expect([byGet.status, byGet.headers.get("content-type")]).toEqual([200, "application/json"]);
+    const byPost = await mp.post({ type, payload: params, schema_version: 1 });
+    const { kind, ...byWire } = await ws.request({ type, payload: params });
+    expect([byPost.status, kind]).toEqual([200, "result"]);
+    for (const answer of [byGet.json, byPost.json, byWire]) {
+      await expectPublished(`answer.${type}.v1`, answer);
+      expect(lasting(answer)).toEqual(lasting(byGet.json));
+      expect(answer.as_of_seq).toBe(await mp.head());
+    }
+  });
+
+  test("takes min_seq, and every page takes limit and cursor", async () => {
+    const { params, spec } = registry.queries.get(type)!;
+    const properties = Object.keys(params.properties);
+    expect(properties).toContain("min_seq");
+    const paged = "next" in (spec.answer as unknown as { properties: object }).properties;
+    expect(properties.includes("limit") && properties.includes("cursor")).toBe(paged);
+    const reply = await mp.post({ type, payload: { ...sample(type), min_seq: 1 } });
+    expect(reply.status).toBe(200);
+  });
+
+  test("refuses a parameter that it does not have", async () => {
+    const found = expectRefused(
+      await mp.post({ type, payload: { ...sample(type), colour: 1 } }),
+      "invalid_schema",
+    );
+    expect(found.errors).toEqual([{ pointer: "/payload/colour", message: "is not a known field" }]);
+  });
+});
+
+test("GET and envelope agree for parameters of every type", async () => {
+  for (const [type, payload, search] of [
+    ["workspace.list", { limit: 3, status: "open" }, "limit=3&status=open"],
+    ["workspace.list", { name: "a+b c&d" }, "name=a%2Bb+c%26d"],
+    [
+      "events.list",
+      { types: ["workspace.*", "project.created"], limit: 4, after: 2 },
+      "types=workspace.*&types=project.created&limit=4&after=2",
+    ],
+    [
+      "events.list",
+      { types: ["workspace.*", "project.created"], as_stored: true },
+      "types=workspace.*,project.created&as_stored=true",
+    ],
+    [
+      "events.list",
+      { since: "2020-01-01T00:00:00.000Z", as_stored: false, limit: 2 },
+      "since=2020-01-01T00:00:00.000Z&as_stored=false&limit=2",
+    ],
+  ] as const) {
+    const byGet = await mp.get(`/v1/queries/${type}?${search}`);
+    const byPost = await mp.post({ type, payload });
+    expect([search, byGet.status]).toEqual([search, 200]);
+    expect(byGet.json).toEqual(byPost.json);
+  }
+});
+
+describe("what commands make", () => {
+  test("every command's payload, result and events are what their published schemas say", async () => {
+    const other = await startDaemonProcess();
+    const its = api(other);
+    const send = async (type: string, payload: object): Promise<Json> => {
+      await expectPublished(`command.${type}.v1`, payload);
+      const command = envelope(type, payload);
+      const receipt = await its.done(type, payload, { idempotency_key: command.idempotency_key });
+      await expectPublished(`result.${type}.v1`, receipt.result);
+      sent.add(type);
+      return receipt;
+    };
+    const sent = new Set<string>();
+    const workspace_id = ((await send("workspace.create", { name: "w", root_path: "/w" })).subject as Json)
+      .id;
+    const project_id = (
+      (await send("project.create", { workspace_id, name: "p", repo_path: "/p", git_common_dir: "/p/.git" }))
+        .subject as Json
+    ).id;
+    await send("project.archive", { project_id });
+    await send("workspace.close", { workspace_id });
+    await send("workspace.open", { workspace_id });
+    await send("projection.rebuild", { name: "workspace" });
+    const made = (await its.get("/v1/events?limit=1000")).json.items as (Json & { event_type: string })[];
+    for (const event of made)
+      await expectPublished(`event.${event.event_type}.v${String(event.schema_version)}`, event.payload);
+    await send("daemon.shutdown", {});
+    expect([...sent].sort()).toEqual([...registry.commands.keys()].sort());
+    expect([...new Set(made.map((event) => event.event_type))].sort()).toEqual(
+      [...registry.events.keys()].sort(),
+    );
+  });
+});
+
+describe("schemas", () => {
+  test("are listed, and each of the list can be got, by route and by query", async () => {
+    const { items } = await list("schema.list", "limit=10000");
+    const listed = await get("/v1/schemas");
+    expect(listed.items).toEqual(items);
+    const served = await Promise.all(
+      items.map(async ({ name }) => {
+        const byRoute = (await mp.get(`/v1/schemas/${String(name)}`)).json;
+        expect((await mp.get(`/v1/schemas/${String(name)}.json`)).json).toEqual(byRoute);
+        expect((await mp.answer("schema.get", { name })).schema).toEqual(byRoute);
+        expect(byRoute.$id).toBe(`urn:mp:schema:${String(name)}`);
+        return [`${String(name)}.json`, byRoute];
+      }),
+    );
+    const committed = await Promise.all(
+      [...new Bun.Glob("*.json").scanSync(`${import.meta.dir}/../../schemas`)].map(async (file) => [
+        file,
+        await Bun.file(`${import.meta.dir}/../../schemas/${file}`).json(),
+      ]),
+    );
+    expect(Object.fromEntries(served)).toEqual(Object.fromEntries(committed));
+  });
+});
+
+test("/health says four things, to anyone", async () => {
+  const reply = await ask(daemon.socket, "GET", "/health");
+  expect(reply.json).toEqual({
+    status: "ok",
+    version: daemon.info.version,
+    api_version: daemon.info.api_version,
+    start_id: daemon.info.start_id,
+  });
+});

@@ -1,0 +1,233 @@
+/**
+ * Help (SPEC §12), made from the same declarations that parse.ts reads: nothing here can name a flag that is not taken.
+ *
+ * Help that was asked for is data: it goes to stdout and the exit code is 0. Under `--json` it is a description of the
+ * command that programs can read.
+ */
+import { argsOf, asking, changing, type Ending, everywhere, type Noun, type Verb, verb } from "./command.ts";
+import { allNouns, nounNamed, verbs } from "./nouns.ts";
+import type { Output } from "./output.ts";
+import { labelOf, usage } from "./parse.ts";
+
+type Bold = (text: string) => string;
+
+async function headings(out: Output): Promise<Bold> {
+  if (!out.colour) return (text) => text;
+  const { paint } = await import("./terminal.ts");
+  return paint(true).bold;
+}
+
+const pairs = (rows: readonly (readonly [string, string])[]) => {
+  const widest = Math.max(0, ...rows.map(([left]) => left.length));
+  return rows.map(([left, right]) => `  ${left.padEnd(widest)}  ${right}`.trimEnd());
+};
+
+const section = (bold: Bold, title: string, lines: readonly string[]) =>
+  lines.length > 0 ? ["", bold(title), ...lines] : [];
+
+/** `mp`: what there is. */
+export async function overview(out: Output): Promise<Ending> {
+  const nouns = await allNouns();
+  const others = Object.entries(verbs).map(([name, { doc }]) => ({ name, doc }));
+  if (out.asJson) {
+    await out.json({ nouns, verbs: others });
+    return 0;
+  }
+  const bold = await headings(out);
+  const widest = Math.max(...[...nouns, ...others].map(({ name }) => name.length));
+  const rows = (all: readonly { name: string; doc: string }[]) =>
+    all.map(({ name, doc }) => `  ${name.padEnd(widest)}  ${doc}`);
+  await out.print(
+    `${[
+      "One daemon, one log: people, CI jobs and agents change workspaces and projects only by",
+      "commands, and everything anyone reads is made from the log of what they did.",
+      ...section(bold, "Usage:", ["  mp NOUN VERB [ARGUMENTS] [FLAGS]"]),
+      ...section(bold, "Nouns:", rows(nouns)),
+      ...section(bold, "Also:", rows(others)),
+      ...section(bold, "Start here:", [
+        "  mp workspace create demo                    the daemon starts by itself",
+        "  mp project create core --workspace demo --repo-path .",
+        "  mp events tail --from-start                 watch what happens; Ctrl-C ends it",
+      ]),
+      ...section(bold, "More:", [
+        "  mp NOUN --help, mp NOUN VERB --help, mp help exit-codes, mp help environment",
+      ]),
+    ].join("\n")}\n`,
+  );
+  return 0;
+}
+
+/** `mp NOUN --help`. */
+export async function nounHelp(name: string, noun: Noun, out: Output): Promise<Ending> {
+  const all = Object.entries(noun.verbs).map(([verbName, each]) => ({ verb: verbName, doc: docOf(each) }));
+  if (out.asJson) {
+    await out.json({ noun: name, doc: noun.doc, verbs: all });
+    return 0;
+  }
+  const bold = await headings(out);
+  await out.print(
+    `${[
+      noun.doc,
+      ...section(bold, "Usage:", [`  mp ${name} VERB [ARGUMENTS] [FLAGS]`]),
+      ...section(
+        bold,
+        "Verbs:",
+        pairs(
+          Object.entries(noun.verbs).map(([verbName, each]) => [`${verbName}${wordsOf(each)}`, docOf(each)]),
+        ),
+      ),
+      "",
+      `All flags of one: mp ${name} VERB --help`,
+    ].join("\n")}\n`,
+  );
+  return 0;
+}
+
+function docOf(declared: Verb): string {
+  return (declared.meta as { description: string }).description;
+}
+
+/** The positionals, and the flags that are required, as usage shows them. */
+function wordsOf(declared: Verb): string {
+  const all = Object.entries(argsOf(declared));
+  const words = all
+    .filter(([, arg]) => arg.type === "positional")
+    .map(([name, arg]) => (arg.required ? labelOf(name, arg) : `[${labelOf(name, arg)}]`));
+  const flags = all
+    .filter(([, arg]) => arg.type !== "positional" && arg.required)
+    .map(([name, arg]) => `--${name} ${arg.valueHint ?? "VALUE"}`);
+  return [...words, ...flags].map((each) => ` ${each}`).join("");
+}
+
+/** Flags that many commands have: below the own ones, so that those are seen first. */
+const GENERAL = new Set(Object.keys({ ...everywhere, ...asking, ...changing }));
+
+/** `mp NOUN VERB --help`. */
+export async function verbHelp(path: string, declared: Verb, out: Output): Promise<Ending> {
+  const all = Object.entries(argsOf(declared)).filter(([, arg]) => !arg.hidden);
+  const { notes = [], examples = [] } = declared.more;
+  if (out.asJson) {
+    const described = all.map(([name, arg]) => ({
+      name: labelOf(name, arg),
+      type: arg.type === "boolean" ? "boolean" : (arg.format ?? "string"),
+      required: arg.required ?? false,
+      ...(arg.many && { repeatable: true }),
+      ...(arg.options && { options: arg.options }),
+      ...(arg.env && { env: arg.env }),
+      description: arg.description,
+    }));
+    await out.json({ command: path, doc: docOf(declared), arguments: described, notes, examples });
+    return 0;
+  }
+  const bold = await headings(out);
+  const row = ([name, arg]: (typeof all)[number]): [string, string] => {
+    const short = (arg.alias ?? []).filter((alias) => alias.length === 1).map((alias) => `-${alias}, `);
+    const value = arg.type === "boolean" ? "" : ` ${arg.valueHint ?? "VALUE"}`;
+    const left = arg.type === "positional" ? labelOf(name, arg) : `${short.join("")}--${name}${value}`;
+    const facts = [
+      arg.required && arg.type !== "positional" ? "required" : "",
+      arg.env ? `or ${arg.env}` : "",
+    ];
+    const said = facts.filter(Boolean).join("; ");
+    return [left, `${arg.description}${said ? ` (${said})` : ""}`];
+  };
+  const own = all.filter(([name]) => !GENERAL.has(name));
+  const general = all.filter(([name]) => GENERAL.has(name));
+  const flags = own.filter(([, arg]) => arg.type !== "positional").length > 0 ? " [FLAGS]" : "";
+  await out.print(
+    `${[
+      docOf(declared),
+      ...section(bold, "Usage:", [`  ${path}${wordsOf(declared)}${flags}`]),
+      ...section(bold, "Arguments:", pairs(own.filter(([, arg]) => arg.type === "positional").map(row))),
+      ...section(bold, "Flags:", pairs(own.filter(([, arg]) => arg.type !== "positional").map(row))),
+      ...section(bold, "General flags:", pairs(general.map(row))),
+      ...section(
+        bold,
+        "Notes:",
+        notes.map((line) => `  ${line}`),
+      ),
+      ...section(
+        bold,
+        "Examples:",
+        examples.map((line) => `  ${line}`),
+      ),
+    ].join("\n")}\n`,
+  );
+  return 0;
+}
+
+/** SPEC §12. */
+const EXIT_CODES: readonly (readonly [number, string, string])[] = [
+  [0, "ok", "also: the reader of the output has gone"],
+  [1, "failure", "a bug, a full disk, a log or projection that does not verify"],
+  [2, "usage", "a flag, an argument or a request that is not right"],
+  [3, "not found", "there is no such thing"],
+  [4, "denied", "no valid credential, or not allowed"],
+  [
+    5,
+    "conflict",
+    "the state forbids it: a name is taken, a version has moved on, a key is another command's",
+  ],
+  [
+    6,
+    "daemon unavailable",
+    "none runs and none could be started, or --no-spawn; mp daemon status: not running",
+  ],
+  [7, "timeout or overloaded", "--timeout is over, or too many commands wait"],
+  [8, "cursor cannot be resumed", "it is of another log, or beyond the end of this one"],
+  [130, "interrupted", "Ctrl-C"],
+];
+
+const ENVIRONMENT: readonly (readonly [string, string])[] = [
+  ["MP_HOME", "one folder for everything: database, log, socket"],
+  ["MP_NO_SPAWN", "1: never start a daemon (--no-spawn)"],
+  ["MP_TIMEOUT", "how long to wait, such as 30s (--timeout)"],
+  ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
+  ["NO_COLOR", "anything: no colour"],
+  ["XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR", "where things are without MP_HOME"],
+];
+
+const TOPICS = ["exit-codes", "environment"];
+
+async function topic(name: string, out: Output): Promise<Ending> {
+  if (name === "exit-codes") {
+    const items = EXIT_CODES.map(([exit, meaning, when]) => ({ exit, meaning, when }));
+    if (out.asJson) await out.json({ items });
+    else await out.table(items, { columns: [{ name: "exit" }, { name: "meaning" }, { name: "when" }] });
+  } else {
+    const items = ENVIRONMENT.map(([variable, meaning]) => ({ variable, meaning }));
+    if (out.asJson) await out.json({ items });
+    else await out.table(items, { columns: [{ name: "variable" }, { name: "meaning" }] });
+  }
+  return 0;
+}
+
+export const help = verb(
+  "Show help about a command or a topic.",
+  {
+    what: {
+      type: "positional",
+      valueHint: "NOUN|TOPIC",
+      description: `a noun, a command, or one of ${TOPICS.join(", ")}`,
+    },
+    verb: { type: "positional", valueHint: "VERB", description: "a verb of that noun" },
+  },
+  async (values, { out }): Promise<Ending> => {
+    const { what, verb: verbName } = values;
+    if (what === undefined) return overview(out);
+    if (verbName === undefined && TOPICS.includes(what)) return topic(what, out);
+    if (verbName === undefined && Object.hasOwn(verbs, what))
+      return verbHelp(`mp ${what}`, await verbs[what]!.load(), out);
+    const noun = await nounNamed(what);
+    if (!noun)
+      return usage(
+        `there is no command or topic '${what}'`,
+        `topics: ${TOPICS.join(", ")}; commands: mp help`,
+      );
+    if (verbName === undefined) return nounHelp(what, noun, out);
+    const found = Object.hasOwn(noun.verbs, verbName) ? noun.verbs[verbName] : undefined;
+    if (!found)
+      return usage(`mp ${what} has no verb '${verbName}'`, `it has ${Object.keys(noun.verbs).join(", ")}`);
+    return verbHelp(`mp ${what} ${verbName}`, found, out);
+  },
+);

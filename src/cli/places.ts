@@ -1,0 +1,63 @@
+/**
+ * Paths as the daemon wants them (SPEC §8): absolute and canonical, with the repository they belong to.
+ *
+ * The CLI sees the caller's disk, the daemon need not: so it is here that a path is resolved and git's files are read.
+ */
+import { readFileSync, realpathSync, statSync } from "node:fs";
+import { dirname, isAbsolute, join, resolve } from "node:path";
+import type { Problem } from "../kernel/problems.ts";
+import { usage } from "./parse.ts";
+
+/**
+ * A path as the daemon wants it. It must exist: a mistyped one would be remembered for ever.
+ * @param text as typed, relative to this process's folder
+ */
+export function canonicalPath(text: string, label: string): string | Problem {
+  try {
+    return realpathSync(isAbsolute(text) ? text : resolve(text));
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? String(error.code) : "unknown error";
+    const why = code === "ENOENT" ? "does not exist" : `cannot be reached (${code})`;
+    return usage(`${label}: the path '${text}' ${why}`, "give the path of a folder that is there");
+  }
+}
+
+/**
+ * The git common directory of the checkout that a path is in: the one folder that all worktrees of a repository share.
+ * Reads `.git`, `gitdir:` and `commondir` as git does, and needs no git.
+ * @returns undefined when the path is in no checkout
+ */
+export function gitCommonDir(path: string): string | undefined {
+  for (let folder = path; ; folder = dirname(folder)) {
+    const found = commonDirAt(join(folder, ".git"));
+    if (found !== undefined || folder === dirname(folder)) return found;
+  }
+}
+
+function commonDirAt(entry: string): string | undefined {
+  try {
+    const folder = statSync(entry).isDirectory()
+      ? entry
+      : pointed(readFileSync(entry, "utf8"), dirname(entry));
+    // A folder named .git that is none: git itself looks for HEAD.
+    if (folder === undefined || !statSync(join(folder, "HEAD"), { throwIfNoEntry: false })) return undefined;
+    const shared = readIf(join(folder, "commondir"));
+    return realpathSync(shared === undefined ? folder : resolve(folder, shared.trim()));
+  } catch {
+    return undefined;
+  }
+}
+
+/** Where a `.git` file points to. */
+function pointed(text: string, from: string): string | undefined {
+  const path = /^gitdir: (.+?)\s*$/.exec(text)?.[1];
+  return path === undefined ? undefined : resolve(from, path);
+}
+
+function readIf(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,136 @@
+/**
+ * What a person at a terminal sees (SPEC §12): tables that fit its width, aligned records, colour.
+ *
+ * Always holds: text from the log never reaches a terminal with control characters in it, so nobody's file name can
+ * move the cursor or change the title. Imported only for a terminal: it costs more than a whole trivial command.
+ */
+import Table from "cli-table3";
+import picocolors from "picocolors";
+import { type Column, plain } from "./output.ts";
+
+type Row = Readonly<Record<string, unknown>>;
+
+const GAP = 2;
+const NARROWEST = 8;
+
+/** The colours, or their absence. */
+export function paint(colour: boolean) {
+  return picocolors.createColors(colour);
+}
+
+/** Text without control characters (C0, DEL, C1) and without the marks that turn the writing direction. */
+export function safe(text: string): string {
+  return text.replace(
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is taken out
+    /[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g,
+    (found) => `\\x${found.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}
+
+/** A value for a person: times in their own zone, nothing as a dash. */
+export function shown(value: unknown): string {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "string" && TIME.test(value)) return localTime(value);
+  return safe(plain(value));
+}
+
+const TIME = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$/;
+
+/** `2026-11-22 10:00:00` in the zone of this machine. */
+export function localTime(wire: string): string {
+  const time = new Date(wire);
+  const two = (part: number) => String(part).padStart(2, "0");
+  const day = `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())}`;
+  return `${day} ${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}`;
+}
+
+/** How many columns of characters there are. */
+export function width(): number {
+  return process.stdout.columns || 80;
+}
+
+/** A table without lines, with its head in capitals, cut to the terminal's width. */
+export function drawTable(rows: readonly Row[], columns: readonly Column[], colour: boolean): string {
+  const colours = paint(colour);
+  const head = columns.map(({ name, title }) => title ?? name.replaceAll("_", " ").toUpperCase());
+  const cells = rows.map((row) => columns.map(({ name }) => shown(row[name])));
+  const table = new Table({
+    head: head.map((each) => colours.bold(each)),
+    colWidths: fit(head, cells, width()),
+    chars: NO_LINES,
+    style: { "padding-left": 0, "padding-right": GAP, head: [], border: [], compact: true },
+  });
+  for (const [index, row] of cells.entries())
+    table.push(row.map((cell, at) => painted(cell, rows[index]![columns[at]!.name], colour)));
+  return `${table
+    .toString()
+    .split("\n")
+    .map((line) => line.trimEnd())
+    .join("\n")}\n`;
+}
+
+const NO_LINES = Object.fromEntries(
+  ["top", "bottom", "left", "right"]
+    .flatMap((side) => [side, `${side}-mid`, `${side}-left`, `${side}-right`])
+    .concat(["mid", "mid-mid", "middle"])
+    .map((name) => [name, ""]),
+);
+
+/**
+ * The widths of the columns: as wide as what is in them, the widest ones cut until all fit. Ids are never cut: half an
+ * id is of no use.
+ */
+function fit(head: readonly string[], cells: readonly (readonly string[])[], available: number): number[] {
+  const widths = head.map((title, at) =>
+    Math.max(Bun.stringWidth(title), ...cells.map((row) => Bun.stringWidth(row[at]!))),
+  );
+  const whole = head.map((_, at) => cells.some((row) => ID.test(row[at]!)));
+  let over = widths.reduce((sum, each) => sum + each + GAP, -GAP) - available;
+  while (over > 0) {
+    const widest = widths.reduce(
+      (best, each, at) =>
+        whole[at] || each <= NARROWEST || (best >= 0 && widths[best]! >= each) ? best : at,
+      -1,
+    );
+    if (widest < 0) break;
+    widths[widest]! -= 1;
+    over -= 1;
+  }
+  return widths.map((each) => each + GAP);
+}
+
+const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-/;
+
+/** States in the colour of their mood, ids and nothing in the background. */
+function painted(text: string, value: unknown, colour: boolean): string {
+  const colours = paint(colour);
+  if (value === null || value === undefined || ID.test(text)) return colours.dim(text);
+  if (value === true || GOOD.has(text)) return colours.green(text);
+  if (value === false || BAD.has(text)) return colours.red(text);
+  return PENDING.has(text) ? colours.yellow(text) : text;
+}
+
+const GOOD = new Set(["open", "active", "running", "serving", "succeeded", "completed", "ok"]);
+const BAD = new Set(["stopped", "failed", "lost", "unresponsive", "foreign"]);
+const PENDING = new Set([
+  "closed",
+  "archived",
+  "rebuilding",
+  "starting",
+  "running-older",
+  "waiting",
+  "paused",
+]);
+
+/** One thing: a name and a value per line, aligned. */
+export function drawRecord(row: Row, columns: readonly Column[], colour: boolean): string {
+  const colours = paint(colour);
+  const titles = columns.map(({ name, title }) => title ?? name.replaceAll("_", " "));
+  const widest = Math.max(...titles.map((title) => title.length)) + GAP;
+  return columns
+    .map(
+      ({ name }, at) =>
+        `${colours.bold(titles[at]!.padEnd(widest))}${painted(shown(row[name]), row[name], colour)}\n`,
+    )
+    .join("");
+}

@@ -81,31 +81,18 @@ function table(figures: readonly Figure[]): string {
     .join("\n");
 }
 
-/** The large log, made when a row first asks for it. */
-class LargeLog {
-  #made: Promise<BigLog> | undefined;
-
-  constructor(
-    readonly events: number,
-    readonly say: (text: string) => void,
-  ) {}
-
-  get(): Promise<BigLog> {
-    this.#made ??= this.#make();
-    return this.#made;
-  }
-
-  async #make(): Promise<BigLog> {
-    const { events } = this;
-    this.say(`making a log of ${events.toLocaleString("en")} events`);
-    const home = temporaryFolder();
+/** The large log: made when a row first asks for it, in a folder that the caller removes. */
+function largeLog(home: string, events: number, say: (text: string) => void): () => Promise<BigLog> {
+  let made: Promise<BigLog> | undefined;
+  async function make(): Promise<BigLog> {
+    say(`making a log of ${events.toLocaleString("en")} events`);
     const { bytes } = await measured<BigLogResult>("biglog.ts", { home, events } satisfies BigLogPlan);
     return { home, events, bytes };
   }
-
-  async remove(): Promise<void> {
-    if (this.#made) rmSync((await this.#made).home, { recursive: true, force: true });
-  }
+  return () => {
+    made ??= make();
+    return made;
+  };
 }
 
 /** Measure one row and tell what comes; a row that breaks is told and does not stop the others. */
@@ -131,12 +118,12 @@ async function main(): Promise<number> {
     return 2;
   }
   const say = (text: string) => console.error(`  ${text}`);
-  const log = new LargeLog(flags.quick ? 100_000 : 1_000_000, say);
+  const home = temporaryFolder();
   const bench: Bench = {
     launcher: launcher(flags.source),
     quick: flags.quick,
     rounds: Number(flags.rounds ?? (flags.quick ? 3 : 7)),
-    bigLog: () => log.get(),
+    bigLog: largeLog(home, flags.quick ? 100_000 : 1_000_000, say),
     say,
   };
   const machine = `${cpus()[0]?.model ?? "unknown CPU"}, ${cpus().length} cores, ${process.platform}/${process.arch}, Bun ${Bun.version}`;
@@ -151,7 +138,7 @@ async function main(): Promise<number> {
     if (found) figures.push(...found);
     else broken.push(row.name);
   }
-  await log.remove();
+  rmSync(home, { recursive: true, force: true });
   if (flags.json)
     console.log(JSON.stringify({ machine, quick: flags.quick, rounds: bench.rounds, figures, broken }));
   else console.log(`\n${table(figures)}`);

@@ -72,12 +72,11 @@ function run({ home, events }: BigLogPlan): BigLogResult {
       const made = source.next().value as Made;
       const { kind, id } = made.subject;
       const causality = { command_id: systemClock.id(), idempotency_key: `bench-${index}` };
-      const event_id = systemClock.id();
+      const event_id = log.nextId(systemClock.now());
       const stream = `${kind}/${id}`;
-      const encoded = encode(
-        { actor, causality, event_id, schema_version: 1, stream, timestamp, trace_id, ...made },
-        log.head,
-      );
+      const { head } = log;
+      const place = { prev_hash: head.leaf, seq_global: head.seq_global + 1, schema_version: 1 };
+      const encoded = encode({ actor, causality, event_id, stream, timestamp, trace_id, ...place, ...made });
       log.append([encoded]);
       bytes += Buffer.byteLength(encoded.body);
       projections.apply(encoded.event);

@@ -3,7 +3,7 @@
  *
  * The work and the pings all share the machine's cores, so what is measured is also the scheduler's doing.
  */
-import { rmSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createWorkspace, head } from "./api.ts";
 import { load } from "./commands.ts";
@@ -50,36 +50,29 @@ async function whileBusy({ launcher, quick, rounds, bigLog }: Bench): Promise<Fi
   const seconds = quick ? 4 : 10;
   const daemon = await startDaemon(launcher, { home });
   try {
-    const runs: PingsResult[] = [];
-    const notes: string[] = [];
-    for (let round = 0; round < Math.min(rounds, FEW); round++) {
-      const last = await head(daemon.socket);
-      const wanted = Math.min(events, Math.round((CATCH_UP_BYTES / bytes) * events));
-      const plan: ReceivePlan = {
-        socket: daemon.socket,
-        form: "websocket",
-        connections: 1,
-        after: last - wanted,
-        events: wanted,
-      };
-      let over = false;
-      const work = [() => rebuild(daemon), () => verify(daemon), () => caughtUp(plan)].map((each) =>
+    const last = await head(daemon.socket);
+    const wanted = Math.min(events, Math.round((CATCH_UP_BYTES / bytes) * events));
+    const catchUp: ReceivePlan = {
+      socket: daemon.socket,
+      form: "websocket",
+      connections: 1,
+      after: last - wanted,
+      events: wanted,
+    };
+    let over = false;
+    const work = Promise.all(
+      [() => rebuild(daemon), () => verify(daemon), () => caughtUp(catchUp)].map((each) =>
         keepDoing(each, () => over),
-      );
-      runs.push(
-        await measured<PingsResult>("pings.ts", {
-          socket: daemon.socket,
-          seconds,
-          every_ms: EVERY_MS,
-        } satisfies PingsPlan),
-      );
-      over = true;
-      const [rebuilds, verifies, catchups] = await Promise.all(work);
-      notes.push(
-        `round ${round + 1}, until all had ended: ${rebuilds} rebuilds, ${verifies} verifies, ${catchups} catch-ups`,
-      );
-    }
-    return [figure("ping p99 under a rebuild, a verify and a catch-up", runs, notes)];
+      ),
+    );
+    const pings: PingsPlan = { socket: daemon.socket, seconds, every_ms: EVERY_MS };
+    const runs: PingsResult[] = [];
+    for (let round = 0; round < Math.min(rounds, FEW); round++)
+      runs.push(await measured<PingsResult>("pings.ts", pings));
+    over = true;
+    const [rebuilds, verifies, catchUps] = await work;
+    const note = `until all had ended: ${rebuilds} rebuilds, ${verifies} verifies, ${catchUps} catch-ups`;
+    return [figure("ping p99 under a rebuild, a verify and a catch-up", runs, [note])];
   } finally {
     await daemon.stop({ keep: true });
   }
@@ -93,36 +86,27 @@ async function caughtUp(plan: ReceivePlan): Promise<void> {
 }
 
 async function whileSlow({ launcher, quick, rounds, say }: Bench): Promise<Figure[]> {
-  const cc = Bun.which("cc");
-  if (process.platform !== "linux" || cc === null) {
+  const folder = temporaryFolder();
+  const library = join(folder, "faults.so");
+  const source = join(import.meta.dir, "..", "support", "faults.c");
+  const cc = ["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"];
+  if (process.platform !== "linux" || Bun.which("cc") === null || !Bun.spawnSync(cc).success) {
     say("skipped: a slow disk can be feigned only on Linux with a C compiler");
+    rmSync(folder, { recursive: true });
     return [];
   }
-  const folder = temporaryFolder();
-  const library = join(folder, "slow-sync.so");
-  const compiled = Bun.spawnSync(
-    [cc, "-shared", "-fPIC", "-O2", "-o", library, join(import.meta.dir, "slow-sync.c")],
-    { stderr: "inherit" },
-  );
-  if (!compiled.success) throw new Error("slow-sync.c does not compile");
-  const daemon = await startDaemon(launcher, {
-    env: { LD_PRELOAD: library, SLOW_SYNC_MS: String(SLOW_SYNC_MS) },
-  });
+  writeFileSync(join(folder, "slow-fsync"), String(SLOW_SYNC_MS));
+  const daemon = await startDaemon(launcher, { env: { LD_PRELOAD: library, MP_FAULTS: folder } });
   try {
     const workspace_id = await createWorkspace(daemon.socket);
     const connections = 16;
     const seconds = quick ? 3 : 8;
+    const pings: PingsPlan = { socket: daemon.socket, seconds: seconds - 1, every_ms: EVERY_MS };
     const runs: PingsResult[] = [];
     for (let round = 0; round < Math.min(rounds, FEW); round++) {
       const commands = (connections * seconds * 1000) / SLOW_SYNC_MS;
       const writing = load(daemon, { workspace_id, connections, warmup: 0, commands });
-      runs.push(
-        await measured<PingsResult>("pings.ts", {
-          socket: daemon.socket,
-          seconds: seconds - 1,
-          every_ms: EVERY_MS,
-        } satisfies PingsPlan),
-      );
+      runs.push(await measured<PingsResult>("pings.ts", pings));
       const { median_ms } = await writing;
       if (median_ms < SLOW_SYNC_MS) throw new Error(`commands took ${median_ms} ms: the disk was not slow`);
     }

@@ -26,10 +26,10 @@ export const errors = verb(
   async (values, { out }): Promise<Ending> => {
     const items = values.reasons ? await reasons() : codes();
     if (out.asJson) await out.json({ items });
-    else if (values.reasons) await out.table(items, { columns: REASONS });
+    else if (values.reasons) await out.table(items, { columns: REASONS, whole: true });
     else {
       const shown = CODES.filter(({ name }) => name !== "hint" && name !== "retryable");
-      await out.table(items, { columns: CODES, shown });
+      await out.table(items, { columns: CODES, shown, whole: true });
     }
     return undefined;
   },

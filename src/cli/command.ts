@@ -14,6 +14,8 @@ export type Format =
   | "count"
   /** `250ms`, `5s`, `1m30s`, `2h`, `1d`, or seconds without a unit. Milliseconds. */
   | "duration"
+  /** The same, but a number without a unit is milliseconds. */
+  | "milliseconds"
   /** Any JSON number. */
   | "number"
   /** JSON text. */
@@ -33,6 +35,8 @@ export interface Arg {
   readonly format?: Format;
   /** May be given more than once, or once with commas. */
   readonly many?: boolean;
+  /** Of a boolean: `--no-name` says false, and what is not said is neither. */
+  readonly negatable?: boolean;
   /** The environment variable that stands in when the flag is not given. */
   readonly env?: string;
   /** Not in help. */
@@ -41,7 +45,7 @@ export interface Arg {
 
 export type Args = Readonly<Record<string, Arg>>;
 
-type One<A extends Arg> = A["format"] extends "count" | "duration" | "number"
+type One<A extends Arg> = A["format"] extends "count" | "duration" | "milliseconds" | "number"
   ? number
   : A["format"] extends "json"
     ? unknown

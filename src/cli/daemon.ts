@@ -227,7 +227,7 @@ const status = verb(
       log: here.log,
     };
     if (out.asJson) await out.json(report);
-    else await out.record(flat(report), undefined);
+    else await out.record(flat(report), out.terminal ? await forPeople(report) : undefined);
     return alive ? 0 : UNAVAILABLE;
   },
   {
@@ -238,21 +238,55 @@ const status = verb(
   },
 );
 
-/** The report line by line, most wanted first. */
-function flat({ state, pid, version, addresses, ...rest }: Readonly<Record<string, unknown>>) {
-  const { projections, jobs, ...more } = rest as Record<string, unknown>;
+interface Report extends Readonly<Record<string, unknown>> {
+  readonly addresses: { readonly socket: string; readonly tcp?: string };
+  readonly projections?: readonly {
+    readonly name: string;
+    readonly status: string;
+    readonly as_of_seq: number;
+  }[];
+  readonly jobs?: readonly { readonly type: string; readonly done: number; readonly of: number }[];
+}
+
+/** The report with a text for every member. */
+function flat({ addresses, projections, jobs, ...rest }: Report): Record<string, unknown> {
+  return {
+    ...rest,
+    ...addresses,
+    ...(projections && { projections: projections.map((each) => `${each.name}=${each.status}`) }),
+    ...(jobs && { jobs: jobs.map((each) => `${each.type}=${each.done}/${each.of}`) }),
+  };
+}
+
+/** What a person wants to know, first things first. */
+async function forPeople(report: Report): Promise<Record<string, unknown>> {
+  const { ago, size } = await import("./terminal.ts");
+  const { state, pid, version, addresses, projections = [], jobs = [], data, log } = report;
+  const bad = projections.filter((each) => each.status !== "serving");
+  const running = report.started_at !== undefined && {
+    up: ago(String(report.started_at)),
+    head: report.head,
+    projections:
+      bad.length === 0 ? "all serving" : bad.map((each) => `${each.name} is ${each.status}`).join(", "),
+    ...(jobs.length > 0 && {
+      jobs: jobs.map((each) => `${each.type} ${each.done} of ${each.of}`).join(", "),
+    }),
+    readers: report.subscriptions,
+    "commands waiting": report.queued_commands,
+    database: `${size(Number(report.database_bytes))} and ${size(Number(report.wal_bytes))} of WAL`,
+    memory: size(Number(report.memory_bytes)),
+    "log id": report.log_id,
+    "start id": report.start_id,
+  };
   return {
     state,
-    pid,
-    version,
-    ...(addresses as object),
-    ...more,
-    ...(Array.isArray(projections) && {
-      projections: projections.map((each) => `${each.name}=${each.status}@${each.as_of_seq}`).join(" "),
-    }),
-    ...(Array.isArray(jobs) && {
-      jobs: jobs.map((each) => `${each.type}=${each.done}/${each.of}`).join(" "),
-    }),
+    ...(report.read_only === true && { writes: "refused: see the log" }),
+    ...(pid !== null && { pid }),
+    ...(version !== null && { version }),
+    ...running,
+    ...addresses,
+    data,
+    "log file": log,
   };
 }
 

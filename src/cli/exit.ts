@@ -4,36 +4,39 @@
  * Under `--json` the problem goes out as it is, one JSON document. A person gets the sentence, the code, each place of the
  * command line that is wrong, what the refusal met, and the hint; all text of the daemon's is made safe first.
  */
-import { exitCode, type Problem } from "../kernel/problems.ts";
+import { catalogue, exitCode, type Problem } from "../kernel/problems.ts";
 import { isTerminal, note, type Output, plain } from "./output.ts";
 
 /** Exit code of a command that Ctrl-C ended. */
 export const INTERRUPTED = 130;
 
+/** Which command met the problem. */
+export interface Place {
+  /** The words the user typed, `mp workspace create`. */
+  readonly path: string;
+  /** Where JSON pointers lead on the command line (`/payload/name` → `NAME`). */
+  readonly pointers: Readonly<Record<string, string>>;
+}
+
 /**
  * Print a problem.
- * @param pointers where JSON pointers lead on the command line (`/payload/name` → `NAME`)
  * @returns the exit code
  */
 export async function complain(
   found: Problem,
   out: Pick<Output, "asJson" | "env">,
-  pointers: Readonly<Record<string, string>> = {},
+  place: Place = { path: "mp", pointers: {} },
 ): Promise<number> {
   const terminal = await isTerminal(2);
   if (out.asJson) await note(JSON.stringify(found, null, terminal ? 2 : undefined));
-  else await note(terminal ? await coloured(found, out, pointers) : inWords(found, pointers, (text) => text));
+  else await note(terminal ? await coloured(found, out, place) : inWords(found, place, (text) => text));
   return exitCode(found);
 }
 
-async function coloured(
-  found: Problem,
-  { env }: Pick<Output, "env">,
-  pointers: Readonly<Record<string, string>>,
-): Promise<string> {
+async function coloured(found: Problem, { env }: Pick<Output, "env">, place: Place): Promise<string> {
   const { paint, safe } = await import("./terminal.ts");
   const colours = paint(!env.NO_COLOR && env.TERM !== "dumb");
-  const text = inWords(found, pointers, safe);
+  const text = inWords(found, place, safe);
   return text
     .replace(/^error:/, colours.bold(colours.red("error:")))
     .replace(/^( {2}hint:)/m, colours.cyan("$1"));
@@ -46,11 +49,7 @@ const GENERAL: Readonly<Record<string, string>> = {
 };
 
 /** The problem as people read it; `clean` is applied to every part. */
-export function inWords(
-  found: Problem,
-  pointers: Readonly<Record<string, string>>,
-  clean: (text: string) => string,
-): string {
+export function inWords(found: Problem, { path, pointers }: Place, clean: (text: string) => string): string {
   const places = (found.errors ?? []).map(({ pointer, message }) => ({
     place: pointers[pointer] ?? GENERAL[pointer] ?? nearestPlace(pointer, pointers),
     message,
@@ -58,14 +57,18 @@ export function inWords(
   const [only] = places;
   // With one wrong place its own sentence says more than the general one.
   const detail = places.length === 1 && only ? `${only.place} ${only.message}` : found.detail;
-  const said = found.reason === null ? found.code : `${found.code}, ${found.reason}`;
+  // What is wrong with the command line itself needs no code to be looked up.
+  const isUsage = found.code === "invalid_schema" && found.errors === undefined;
+  const code = found.reason === null ? found.code : `${found.code}, ${found.reason}`;
+  const told = Object.entries(found.details ?? {}).filter(([, value]) => !detail.includes(plain(value)));
+  const hint = found.hint === catalogue.invalid_schema.hint ? `see '${path} --help'` : found.hint;
   return [
     `error: ${detail.split("\n").map(clean).join("\n  ")}`,
-    `  code: ${said}`,
+    ...(isUsage ? [] : [`  code: ${code}`]),
     ...(places.length > 1 ? places.map(({ place, message }) => `  ${place} ${message}`) : []),
-    ...Object.entries(found.details ?? {}).map(([name, value]) => `  ${name}: ${clean(plain(value))}`),
+    ...(isUsage ? [] : told).map(([name, value]) => `  ${name}: ${clean(plain(value))}`),
     ...(found.code === "internal" && found.trace_id ? [`  trace_id: ${found.trace_id}`] : []),
-    `  hint: ${clean(found.hint)}`,
+    `  hint: ${hint.split("\n").map(clean).join("\n")}`,
   ].join("\n");
 }
 

@@ -193,11 +193,15 @@ async function topic(name: string, out: Output): Promise<Ending> {
   if (name === "exit-codes") {
     const items = EXIT_CODES.map(([exit, meaning, when]) => ({ exit, meaning, when }));
     if (out.asJson) await out.json({ items });
-    else await out.table(items, { columns: [{ name: "exit" }, { name: "meaning" }, { name: "when" }] });
+    else
+      await out.table(items, {
+        columns: [{ name: "exit" }, { name: "meaning" }, { name: "when" }],
+        whole: true,
+      });
   } else {
     const items = ENVIRONMENT.map(([variable, meaning]) => ({ variable, meaning }));
     if (out.asJson) await out.json({ items });
-    else await out.table(items, { columns: [{ name: "variable" }, { name: "meaning" }] });
+    else await out.table(items, { columns: [{ name: "variable" }, { name: "meaning" }], whole: true });
   }
   return 0;
 }

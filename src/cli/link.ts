@@ -26,6 +26,9 @@ const LOOK_MS = 1_000;
 /** A receipt with the key it was given under (SPEC §7, rule 7). */
 export type Keyed<R> = R & { readonly idempotency_key: string };
 
+/** Any receipt. */
+export type Sent = Keyed<Omit<Receipt, "result">> & { readonly result: Readonly<Record<string, unknown>> };
+
 export interface Link {
   /** Ask a query of the registry. */
   query<T extends QueryType>(type: T, params: Params<T>): Promise<Ask<T> | Problem>;
@@ -34,7 +37,7 @@ export interface Link {
   /** Send any query: the CLI learns of most types only at run time. */
   ask(type: string, payload: Readonly<Record<string, unknown>>): Promise<object | Problem>;
   /** Send any command. */
-  send(type: string, payload: Readonly<Record<string, unknown>>): Promise<Keyed<Receipt> | Problem>;
+  send(type: string, payload: Readonly<Record<string, unknown>>): Promise<Sent | Problem>;
   /** The address of a daemon that runs; asks it once. */
   address(): Promise<Target | Problem>;
   /** The body of a route that is no query, as text. */
@@ -81,7 +84,7 @@ export function daemonLink(values: Partial<Asking & Changing>): Link {
       idempotency_key,
       ...(expected_version !== undefined && { expected_version }),
     });
-    return isProblem(answer) ? answer : ({ ...answer, idempotency_key } as Keyed<Receipt>);
+    return isProblem(answer) ? answer : ({ ...answer, idempotency_key } as Sent);
   }
 
   const ask = (type: string, payload: Readonly<Record<string, unknown>>) => call({ type, payload });
@@ -113,7 +116,7 @@ export function daemonLink(values: Partial<Asking & Changing>): Link {
     query: <T extends QueryType>(type: T, params: Params<T>) =>
       ask(type, params) as Promise<Ask<T> | Problem>,
     execute: <T extends CommandType>(type: T, payload: Payload<T>) =>
-      send(type, payload) as Promise<Keyed<Receipt<T>> | Problem>,
+      send(type, payload) as Promise<object> as Promise<Keyed<Receipt<T>> | Problem>,
     address,
     get,
   };

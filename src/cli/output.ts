@@ -25,6 +25,8 @@ export interface Shape {
   readonly shown?: readonly Column[];
   /** What a terminal says instead of an empty table. */
   readonly empty?: string;
+  /** Let the terminal break long lines: nothing is cut. */
+  readonly whole?: boolean;
 }
 
 export class Output {
@@ -77,15 +79,22 @@ export class Output {
       return true;
     }
     const { drawTable } = await import("./terminal.ts");
-    return this.print(drawTable(rows, shape.shown ?? shape.columns, this.colour));
+    return this.print(drawTable(rows, shape.shown ?? shape.columns, this.colour, shape.whole));
   }
 
-  /** Write one thing: a name and a value per line. */
-  async record(row: Row, columns?: readonly Column[]): Promise<boolean> {
-    const all = columns ?? Object.keys(row).map((name) => ({ name }));
-    if (!this.terminal) return this.print(all.map(({ name }) => `${name}\t${field(row[name])}\n`).join(""));
+  /**
+   * Write one thing: a name and a value per line.
+   * @param shown what a terminal gets instead of all of it
+   */
+  async record(row: Row, shown: Row = row): Promise<boolean> {
+    if (!this.terminal)
+      return this.print(
+        Object.entries(row)
+          .map(([name, value]) => `${name}\t${field(value)}\n`)
+          .join(""),
+      );
     const { drawRecord } = await import("./terminal.ts");
-    return this.print(drawRecord(row, all, this.colour));
+    return this.print(drawRecord(shown, this.colour));
   }
 
   /**

@@ -56,8 +56,10 @@ export async function parse(
     if (!found) return unknownFlag(typed, flags, help);
     const { name, arg } = found;
     if (arg.type === "boolean") {
+      const said = !typed.startsWith("--no-") || name.startsWith("no-");
       if (equals >= 0) return usage(`${typed} takes no value`, help);
-      values[name] = true;
+      if (values[name] === !said) return usage(`--${name} and --no-${name} exclude each other`, help);
+      values[name] = said;
       continue;
     }
     const next = equals >= 0 ? word.slice(equals + 1) : argv[at + 1];
@@ -90,7 +92,7 @@ export async function parse(
     if (stored === undefined || stored === "") {
       if (arg.required)
         return usage(`--${name} is missing`, arg.env ? `give it, or set ${arg.env}; ${help}` : help);
-      if (arg.type === "boolean") values[name] = false;
+      if (arg.type === "boolean" && !arg.negatable) values[name] = false;
       continue;
     }
     if (arg.type === "boolean") {
@@ -105,7 +107,10 @@ export async function parse(
 
   async function unknownFlag(typed: string, known: ReadonlyMap<string, Named>, also: string) {
     const { nearest } = await import("../kernel/registry.ts");
-    const near = nearest(typed, known.keys());
+    const near = nearest(
+      typed,
+      [...known].filter(([word, { name }]) => word === `--${name}`).map(([word]) => word),
+    );
     return usage(
       `unknown flag ${typed}`,
       near.length > 0 ? `did you mean ${near.join(" or ")}? ${also}` : also,
@@ -119,6 +124,7 @@ function flagsOf(args: Args): Map<string, Named> {
   for (const [name, arg] of Object.entries(args)) {
     if (arg.type === "positional") continue;
     flags.set(`--${name}`, { name, arg });
+    if (arg.negatable) flags.set(`--no-${name}`, { name, arg });
     for (const alias of arg.alias ?? [])
       flags.set(alias.length === 1 ? `-${alias}` : `--${alias}`, { name, arg });
   }
@@ -171,6 +177,10 @@ const formats: Readonly<Record<Format, { readonly what: string; read(text: strin
     read: (text) => (/^\d{1,15}$/.test(text) ? Number(text) : undefined),
   },
   duration: { what: "a time such as 500ms, 30s, 2m or 1h30m", read: duration },
+  milliseconds: {
+    what: "a time such as 500ms, 30s or 2m",
+    read: (text) => (/^\d{1,15}$/.test(text) ? Number(text) : duration(text)),
+  },
   number: {
     what: "a number",
     read: (text) => (/^-?\d+(\.\d+)?$/.test(text) && text.length < 16 ? Number(text) : undefined),

@@ -33,10 +33,10 @@ export async function main(argv: readonly string[], env: Environment): Promise<n
   const out = new Output(flags.includes("--json"), await isTerminal(1), env);
   const found = await locate(argv);
   if (isProblem(found)) return complain(found, out);
-  const { declared, pointers } = found;
+  const { path, declared } = found;
   const ending = await run(found, out, env).catch((error: unknown) => bug(error, env));
   if (out.failed) return complain(out.failed, out);
-  if (isProblem(ending)) return complain(ending, out, pointers ?? declared?.more.pointers);
+  if (isProblem(ending)) return complain(ending, out, { path, pointers: declared?.more.pointers ?? {} });
   return ending ?? 0;
 }
 
@@ -47,7 +47,6 @@ interface Located {
   readonly declared?: Verb;
   readonly rest: readonly string[];
   readonly help?: (out: Output) => Promise<Ending>;
-  readonly pointers?: Readonly<Record<string, string>>;
 }
 
 /** Flags that may stand before the noun and take a value. */

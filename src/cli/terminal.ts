@@ -12,6 +12,7 @@ type Row = Readonly<Record<string, unknown>>;
 
 const GAP = 2;
 const NARROWEST = 8;
+const NOTHING = "–";
 
 /** The colours, or their absence. */
 export function paint(colour: boolean) {
@@ -29,7 +30,7 @@ export function safe(text: string): string {
 
 /** A value for a person: times in their own zone, nothing as a dash. */
 export function shown(value: unknown): string {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined) return NOTHING;
   if (typeof value === "string" && TIME.test(value)) return localTime(value);
   return safe(plain(value));
 }
@@ -44,24 +45,47 @@ export function localTime(wire: string): string {
   return `${day} ${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}`;
 }
 
+/** A size for a person. */
+export function size(bytes: number): string {
+  return bytes < 1 << 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(1)} MiB`;
+}
+
+/** How long ago a time was, in its two largest units. */
+export function ago(wire: string): string {
+  const seconds = Math.max(0, Math.round((Date.now() - Date.parse(wire)) / 1_000));
+  const parts = [
+    [Math.floor(seconds / 86_400), "d"],
+    [Math.floor(seconds / 3_600) % 24, "h"],
+    [Math.floor(seconds / 60) % 60, "m"],
+    [seconds % 60, "s"],
+  ] as const;
+  const first = parts.findIndex(([count]) => count > 0);
+  const told = first < 0 ? [[0, "s"] as const] : parts.slice(first, first + 2);
+  return told.map(([count, unit]) => `${count}${unit}`).join("");
+}
+
 /** How many columns of characters there are. */
-export function width(): number {
+function width(): number {
   return process.stdout.columns || 80;
 }
 
 /** A table without lines, with its head in capitals, cut to the terminal's width. */
-export function drawTable(rows: readonly Row[], columns: readonly Column[], colour: boolean): string {
+export function drawTable(
+  rows: readonly Row[],
+  columns: readonly Column[],
+  colour: boolean,
+  whole = false,
+): string {
   const colours = paint(colour);
   const head = columns.map(({ name, title }) => title ?? name.replaceAll("_", " ").toUpperCase());
   const cells = rows.map((row) => columns.map(({ name }) => shown(row[name])));
   const table = new Table({
     head: head.map((each) => colours.bold(each)),
-    colWidths: fit(head, cells, width()),
+    colWidths: fit(head, cells, whole ? Number.POSITIVE_INFINITY : width()),
     chars: NO_LINES,
     style: { "padding-left": 0, "padding-right": GAP, head: [], border: [], compact: true },
   });
-  for (const [index, row] of cells.entries())
-    table.push(row.map((cell, at) => painted(cell, rows[index]![columns[at]!.name], colour)));
+  for (const row of cells) table.push(row.map((cell, at) => painted(cell, columns[at]!.name, colour)));
   return `${table
     .toString()
     .split("\n")
@@ -101,36 +125,28 @@ function fit(head: readonly string[], cells: readonly (readonly string[])[], ava
 
 const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-/;
 
-/** States in the colour of their mood, ids and nothing in the background. */
-function painted(text: string, value: unknown, colour: boolean): string {
+/** States in the colour of their mood, ids and what is missing in the background. */
+function painted(text: string, name: string, colour: boolean): string {
   const colours = paint(colour);
-  if (value === null || value === undefined || ID.test(text)) return colours.dim(text);
-  if (value === true || GOOD.has(text)) return colours.green(text);
-  if (value === false || BAD.has(text)) return colours.red(text);
-  return PENDING.has(text) ? colours.yellow(text) : text;
+  if (text === NOTHING || ID.test(text)) return colours.dim(text);
+  if (name === "ok") return text === "true" ? colours.green(text) : colours.red(text);
+  if (name !== "status" && name !== "state") return text;
+  if (GOOD.has(text)) return colours.green(text);
+  return BAD.has(text) ? colours.red(text) : colours.yellow(text);
 }
 
-const GOOD = new Set(["open", "active", "running", "serving", "succeeded", "completed", "ok"]);
+const GOOD = new Set(["open", "active", "running", "serving", "succeeded", "completed"]);
 const BAD = new Set(["stopped", "failed", "lost", "unresponsive", "foreign"]);
-const PENDING = new Set([
-  "closed",
-  "archived",
-  "rebuilding",
-  "starting",
-  "running-older",
-  "waiting",
-  "paused",
-]);
 
 /** One thing: a name and a value per line, aligned. */
-export function drawRecord(row: Row, columns: readonly Column[], colour: boolean): string {
+export function drawRecord(row: Row, colour: boolean): string {
   const colours = paint(colour);
-  const titles = columns.map(({ name, title }) => title ?? name.replaceAll("_", " "));
+  const titles = Object.keys(row).map((name) => name.replaceAll("_", " "));
   const widest = Math.max(...titles.map((title) => title.length)) + GAP;
-  return columns
+  return Object.entries(row)
     .map(
-      ({ name }, at) =>
-        `${colours.bold(titles[at]!.padEnd(widest))}${painted(shown(row[name]), row[name], colour)}\n`,
+      ([name, value], at) =>
+        `${colours.bold(titles[at]!.padEnd(widest))}${painted(shown(value), name, colour)}\n`,
     )
     .join("");
 }

@@ -12,7 +12,7 @@ import { $ } from "bun";
 const root = join(import.meta.dir, "..");
 const mp = join(root, "dist", process.platform === "win32" ? "mp.exe" : "mp");
 const home = mkdtempSync(join(tmpdir(), "mp-"));
-const env = { ...process.env, MP_HOME: home, NO_COLOR: "1" };
+const env = { ...process.env, MP_HOME: home };
 
 function say(text: string): void {
   console.log(`\n── ${text}`);
@@ -22,22 +22,22 @@ function fail(text: string): never {
   throw new Error(text);
 }
 
-/** Run `mp` as typed; print the command and what it says. */
-async function run(...args: string[]): Promise<string> {
-  console.log(`$ mp ${args.map((arg) => (/[^\w./:=*-]/.test(arg) ? `'${arg}'` : arg)).join(" ")}`);
-  const child = Bun.spawn([mp, ...args], { env, stdout: "pipe", stderr: "inherit" });
-  const out = (await new Response(child.stdout).text()).trimEnd();
-  if (out !== "") console.log(out.replace(/^/gm, "  "));
-  const code = await child.exited;
+function show(args: readonly string[], comment = ""): void {
+  console.log(`$ mp ${args.map((arg) => (/[^\w./:=*-]/.test(arg) ? `'${arg}'` : arg)).join(" ")}${comment}`);
+}
+
+/** Run `mp` as typed and let it speak for itself: tables at a terminal, TSV in a pipe. */
+async function run(...args: string[]): Promise<void> {
+  show(args);
+  const code = await Bun.spawn([mp, ...args], { env, stdio: ["ignore", "inherit", "inherit"] }).exited;
   if (code !== 0) fail(`mp ${args.join(" ")} ended with exit code ${code}`);
-  return out;
 }
 
 /** A second process that shows the stream as it happens. It is one process from first to last: it resumes by itself. */
 function follow(cursorFile: string) {
   const args = ["events", "tail", "--from-start", "--cursor-file", cursorFile, "--json"];
-  console.log(`$ mp ${args.join(" ")}    # in a second process`);
-  const child = Bun.spawn([mp, ...args], { env, stdout: "pipe", stderr: "inherit" });
+  show(args, "    # in a second process");
+  const child = Bun.spawn([mp, ...args], { env, stdio: ["ignore", "pipe", "ignore"] });
   const seen: number[] = [];
   let arrived = Promise.withResolvers<void>();
   (async () => {
@@ -47,9 +47,15 @@ function follow(cursorFile: string) {
       const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
       rest = lines.pop() ?? "";
       for (const line of lines) {
-        const event = JSON.parse(line) as { seq_global: number; event_type: string; payload: { name?: string } };
+        const event = JSON.parse(line) as {
+          seq_global: number;
+          event_type: string;
+          payload: { name?: string };
+        };
         seen.push(event.seq_global);
-        console.log(`  │ ${String(event.seq_global).padStart(3)}  ${event.event_type}  ${event.payload.name ?? ""}`);
+        console.log(
+          `  │ ${String(event.seq_global).padStart(3)}  ${event.event_type}  ${event.payload.name ?? ""}`,
+        );
         arrived.resolve();
         arrived = Promise.withResolvers<void>();
       }
@@ -89,26 +95,33 @@ try {
   await stream.until(3);
 
   say("Kill the daemon in the middle of the work: SIGKILL, no goodbye");
-  const { pid } = JSON.parse(await run("daemon", "status", "--json")) as { pid: number };
+  const { pid } = (await $`${mp} daemon status --json`.env(env).json()) as { pid: number };
+  const burst = (n: number) => [
+    "project",
+    "create",
+    `burst-${n}`,
+    "--workspace",
+    "demo",
+    "--key",
+    `burst-${n}`,
+  ];
+  show([...burst(0), "--no-spawn"], "    # and 7 more like it, at once");
   const writing = Array.from({ length: 8 }, (_, n) =>
-    Bun.spawn([mp, "project", "create", `burst-${n}`, "--workspace", "demo", "--key", `burst-${n}`], {
-      env,
-      stdout: "ignore",
-      stderr: "ignore",
-    }),
+    Bun.spawn([mp, ...burst(n), "--no-spawn"], { env, stdio: ["ignore", "ignore", "ignore"] }),
   );
+  await Promise.race(writing.map((each) => each.exited));
   process.kill(pid, "SIGKILL");
-  console.log(`$ kill -9 ${pid}    # while 8 commands are on their way`);
-  await Promise.all(writing.map((each) => each.exited));
+  console.log(`$ kill -9 ${pid}`);
+  const codes = await Promise.all(writing.map((each) => each.exited));
+  console.log(`  ${codes.filter((code) => code === 0).length} of the 8 commands had their answer`);
 
   say("Start it again, and send the 8 commands once more with the same keys: none is lost, none is doubled");
   await run("daemon", "start");
-  for (let n = 0; n < 8; n++)
-    await $`${mp} project create burst-${n} --workspace demo --key burst-${n}`.env(env).quiet();
+  for (let n = 0; n < 8; n++) await $`${mp} ${burst(n)}`.env(env).quiet();
+  await stream.until(11);
   await run("project", "list", "--workspace", "demo");
 
   say("The stream went on from its cursor by itself: no gap, no repeat");
-  await stream.until(11);
   stream.stop();
   if (stream.seen.length !== 11 || stream.seen.some((seq, index) => seq !== index + 1))
     fail(`expected events 1 to 11 once each, saw ${stream.seen.join(" ")}`);

@@ -59,7 +59,8 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
   const detail = places.length === 1 && only ? `${only.place} ${only.message}` : found.detail;
   // What is wrong with the command line itself needs no code to be looked up.
   const isUsage = found.code === "invalid_schema" && found.errors === undefined;
-  const code = found.reason === null ? found.code : `${found.code}, ${found.reason}`;
+  const code =
+    found.reason === null || detail.includes(found.reason) ? found.code : `${found.code}, ${found.reason}`;
   const told = Object.entries(found.details ?? {}).filter(([, value]) => !detail.includes(plain(value)));
   const hint = found.hint === catalogue.invalid_schema.hint ? `see '${path} --help'` : found.hint;
   return [

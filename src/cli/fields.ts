@@ -53,23 +53,18 @@ const taken = new Set(Object.keys({ ...everywhere, ...asking, ...changing }));
  */
 export function fieldsOf(registry: Registry, kind: string, payload: TSchema): Field[] {
   const { properties = {}, required = [] } = payload as Plain;
-  const kinds = registry.aggregates.map((each) => each.kind);
   const fields = Object.entries(properties).map(([field, schema]) =>
-    fieldOf(kinds, kind, field, schema, required.includes(field)),
+    fieldOf(registry, kind, field, schema, required.includes(field)),
   );
   const rank = ({ field, arg }: Field) => (arg.type !== "positional" ? 2 : field === `${kind}_id` ? 0 : 1);
   return fields.sort((a, b) => rank(a) - rank(b));
 }
 
-function fieldOf(
-  kinds: readonly string[],
-  kind: string,
-  field: string,
-  given: Plain,
-  required: boolean,
-): Field {
+function fieldOf(registry: Registry, kind: string, field: string, given: Plain, required: boolean): Field {
   const schema = given.anyOf?.find((each) => each.type !== "null") ?? given;
-  const refersTo = kinds.find((each) => field === `${each}_id` || field.endsWith(`_${each}_id`));
+  const refersTo = registry.aggregates
+    .map((each) => each.kind)
+    .find((each) => field === `${each}_id` || field.endsWith(`_${each}_id`));
   const own = field === `${kind}_id`;
   const isPath = refersTo === undefined && schema.type === "string" && /(^|_)(path|dir)$/.test(field);
   const isText = schema.type === "string" || schema.enum !== undefined;
@@ -89,7 +84,7 @@ function fieldOf(
       type,
       required,
       description: refersTo
-        ? `${own ? "its name or id" : `the ${refersTo}, by name or id`}`
+        ? `${own ? "its" : `the ${refersTo}, by`} ${hasNames(registry, refersTo) ? "name or id" : "id"}`
         : descriptionOf(field, schema, isPath),
       valueHint: hintOf(refersTo ?? field, schema),
       ...(refersTo && { alias: [kebab(field)] }),
@@ -119,7 +114,8 @@ function descriptionOf(field: string, schema: Plain, isPath: boolean): string {
     return `a path that exists; made absolute and canonical${found}`;
   }
   const { items } = schema;
-  return items?.type === "string" ? `${limitsOf(items)} (repeat it, or use commas)`.trim() : limitsOf(schema);
+  const said = limitsOf(items ?? schema) || `the ${field.replaceAll("_", " ")}`;
+  return items?.type === "string" ? `${said} (repeat it, or use commas)` : said;
 }
 
 function limitsOf({ description, minimum, maximum, type }: Plain): string {
@@ -156,7 +152,7 @@ function formatOf(field: string, { type, minimum, items }: Plain): Partial<Arg> 
  */
 export function narrowing(registry: Registry, kind: string, fields: readonly Field[]): Field[] {
   return fields.flatMap(({ refersTo }) =>
-    refersTo === undefined
+    refersTo === undefined || !hasNames(registry, refersTo)
       ? []
       : listFields(registry, refersTo)
           .filter((each) => each.refersTo !== undefined && each.refersTo !== kind)
@@ -166,6 +162,11 @@ export function narrowing(registry: Registry, kind: string, fields: readonly Fie
             arg: { ...each.arg, description: `where to look for a ${refersTo} that is given by name` },
           })),
   );
+}
+
+/** Can things of this kind be looked up by name? */
+export function hasNames(registry: Registry, kind: string): boolean {
+  return "name" in (registry.queries.get(`${kind}.list`)?.params.properties ?? {});
 }
 
 /** What the `list` query of a kind takes, as arguments; none when it has none. */

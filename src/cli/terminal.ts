@@ -108,12 +108,15 @@ function fit(head: readonly string[], cells: readonly (readonly string[])[], ava
   const widths = head.map((title, at) =>
     Math.max(Bun.stringWidth(title), ...cells.map((row) => Bun.stringWidth(row[at]!))),
   );
-  const whole = head.map((_, at) => cells.some((row) => ID.test(row[at]!)));
+  const least = head.map((title, at) =>
+    cells.some((row) => ID.test(row[at]!))
+      ? Number.POSITIVE_INFINITY
+      : Math.max(NARROWEST, Bun.stringWidth(title)),
+  );
   let over = widths.reduce((sum, each) => sum + each + GAP, -GAP) - available;
   while (over > 0) {
     const widest = widths.reduce(
-      (best, each, at) =>
-        whole[at] || each <= NARROWEST || (best >= 0 && widths[best]! >= each) ? best : at,
+      (best, each, at) => (each > least[at]! && (best < 0 || each > widths[best]!) ? at : best),
       -1,
     );
     if (widest < 0) break;

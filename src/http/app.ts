@@ -20,8 +20,8 @@ import { openApi } from "./openapi.ts";
 import { type Gate, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
 import { connection } from "./stream.ts";
 
-/** Live streams and sockets at most (SPEC §10). */
-const MAX_CONNECTIONS = 1_024;
+/** Live streams and sockets at most, when nobody says otherwise (SPEC §10). */
+const MAX_STREAMS = 1_024;
 
 export interface Health {
   readonly status: "ok";
@@ -36,19 +36,36 @@ interface Parts {
   readonly hub: Hub;
   readonly health: Health;
   readonly gate: Gate;
+  /** Live streams and sockets at most. */
+  readonly streams?: number;
   /** Log a bug; the answer says only that there was one. */
   readonly onBug: (trace_id: string, error: unknown) => void;
 }
 
 /** The routes. `parse` is ours, `normalize` off: Elysia would strip what it does not know. */
-export function app({ registry, dispatch: undefended, hub, health, gate, onBug }: Parts) {
+export function app({
+  registry,
+  dispatch: undefended,
+  hub,
+  health,
+  gate,
+  onBug,
+  streams = MAX_STREAMS,
+}: Parts) {
   const dispatch = defended(undefended, onBug);
   const noSuchRoute = problem("not_found", "there is no such route with that method", {
     hint: "see /openapi.json",
   });
-  let streams = 0;
-  const tooMany = () =>
-    streams < MAX_CONNECTIONS ? undefined : problem("overloaded", `${streams} streams are open already`);
+  const places = new Set<object>();
+  /** Take a place among the live streams and sockets; what it gives back leaves it. */
+  const admit = (): (() => void) | Problem => {
+    if (places.size >= streams) return problem("overloaded", `${places.size} streams are open already`);
+    const place = {};
+    places.add(place);
+    return () => {
+      places.delete(place);
+    };
+  };
 
   return new Elysia({ normalize: false })
     .onError(({ error, code, request }) => {
@@ -101,22 +118,19 @@ export function app({ registry, dispatch: undefended, hub, health, gate, onBug }
     )
     .get("/v1/events", ({ request, server }) => {
       server?.timeout(request, 0);
-      return getEvents(hub, request, tooMany);
+      return getEvents(hub, request, admit, onBug);
     })
     .get("/v1/events/:event_id", ({ params, request }): object => oneEvent(hub, request, params.event_id))
     .get("/v1/stream", ({ request, server }) => {
-      const full = tooMany();
-      if (full) return refused<Response>(full, traceOf(request));
-      const data = connection(hub, dispatch, callerOf(gate, request), () => {
-        streams -= 1;
-      });
-      if (!server?.upgrade(request, { data }))
-        return refused<Response>(
-          problem("malformed_request", "this route is a WebSocket", { hint: "send an upgrade" }),
-          traceOf(request),
-        );
-      streams += 1;
-      return undefined;
+      const leave = admit();
+      if (isProblem(leave)) return refused<Response>(leave, traceOf(request));
+      const data = connection(hub, dispatch, callerOf(gate, request), onBug, leave);
+      if (server?.upgrade(request, { data })) return undefined;
+      leave();
+      return refused<Response>(
+        problem("malformed_request", "this route is a WebSocket", { hint: "send an upgrade" }),
+        traceOf(request),
+      );
     })
     .get(
       "/v1/schemas",

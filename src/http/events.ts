@@ -2,23 +2,28 @@
  * `GET /v1/events` (SPEC §5): pages, and live streams as NDJSON or server-sent events.
  *
  * A live stream is pulled: nothing is read from the log until the client has taken what it was given, so a slow reader
- * costs one page of memory. What goes out are the stored bytes.
+ * costs one page of memory. What goes out are the stored bytes. Plain NDJSON has nothing but events, so the runtime
+ * holds its response header back until there is one: who wants to know earlier asks for `frames=true`.
  */
 import { type Static, type TSchema, Type } from "typebox";
-import { fromText } from "../kernel/dispatch.ts";
+import { freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
 import type { Filter, Line } from "../kernel/log.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { DEFAULT_PAGE, Id, MAX_PAGE, object, Seq, schemaErrors, Time } from "../kernel/schema.ts";
-import {
-  currentBody,
-  type Feed,
-  type Frame,
-  HEARTBEAT_MS,
-  type Hub,
-  resolveTypes,
-} from "../kernel/stream.ts";
+import { currentBody, type Feed, type Frame, type Hub, readPage, resolveTypes } from "../kernel/stream.ts";
 import { filterFields } from "../kernel/system.ts";
 import { json, refused } from "./answers.ts";
+import { searchOf, traceOf } from "./request.ts";
+
+/** Positions that one page looks at, at most, and characters of events after which it ends: see `eventPage`. */
+const PAGE_POSITIONS = 20_000;
+const PAGE_CHARS = 16 << 20;
+
+/** How long `min_seq` waits, in milliseconds. */
+const MIN_SEQ_WAIT_MS = 5_000;
+
+/** Told of a bug, with the trace id that the client was given. */
+export type OnBug = (trace_id: string, error: unknown) => void;
 
 const Params = object({
   after: Type.Optional(Seq),
@@ -53,8 +58,9 @@ export function filterOf(
 }
 
 /**
- * A page of events.
- * @returns `{as_of_seq, log_id, items, next}` where `next` is the cursor of the next page, or a problem of the cursor
+ * A page of events. It has fewer than `limit` of them, or none, where the filter lets little through or events are
+ * large: only `next` says whether there is more. So no page keeps the daemon busy for long, whatever is asked.
+ * @returns `{as_of_seq, log_id, lines, next}` where `next` is the cursor of the next page, or a problem of the cursor
  */
 export function eventPage(
   hub: Hub,
@@ -62,26 +68,29 @@ export function eventPage(
 ): { as_of_seq: number; log_id: string; lines: Line[]; next: string | null } | Problem {
   const after = startOf(hub, params);
   if (isProblem(after)) return after;
-  const filter = filterOf(hub, params);
-  const limit = params.limit ?? DEFAULT_PAGE;
-  const { head } = hub;
-  const lines: Line[] = [];
-  let at = after;
-  while (at < head && lines.length < limit) {
-    // A window at a time, so that a filter that matches little reads no more than it must in one go.
-    const upTo = Math.min(head, at + MAX_PAGE);
-    const found = hub.reader.range(at, upTo, filter, limit - lines.length);
-    for (const line of found) lines.push(line);
-    at = lines.length === limit ? lines.at(-1)!.seq_global : upTo;
-  }
-  return { as_of_seq: head, log_id: hub.log_id, lines, next: at < head ? String(at) : null };
+  const { head, log_id, reader } = hub;
+  const { lines, upTo } = readPage(
+    reader,
+    after,
+    Math.min(head, after + PAGE_POSITIONS),
+    filterOf(hub, params),
+    params.limit ?? DEFAULT_PAGE,
+    PAGE_CHARS,
+  );
+  return { as_of_seq: head, log_id, lines, next: upTo < head ? String(upTo) : null };
 }
 
 /** Where to start: the cursor of a page, `after`, or the first event since a time. */
 function startOf(hub: Hub, params: Partial<Params>): number | Problem {
-  const since = params.since === undefined ? undefined : hub.reader.firstSince(Date.parse(params.since)) - 1;
-  const after = params.cursor !== undefined ? Number(params.cursor) : (params.after ?? since ?? 0);
-  return hub.checkCursor(after, params.log_id) ?? after;
+  const { cursor, after, since, log_id } = params;
+  const start =
+    cursor === undefined ? (after ?? (since === undefined ? 0 : before(hub, since))) : Number(cursor);
+  return hub.checkCursor(start, log_id) ?? start;
+}
+
+/** The position before the first event since a time. The log may be ahead of what the hub has heard of. */
+function before(hub: Hub, since: string): number {
+  return Math.min(hub.reader.firstSince(Date.parse(since)) - 1, hub.head);
 }
 
 /** The items of a page as the client wants them. */
@@ -89,90 +98,112 @@ export function bodyOf(hub: Hub, line: Line, as_stored: boolean | undefined): st
   return as_stored ? line.body : currentBody(hub.registry, line);
 }
 
+const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";
 const SSE = "text/event-stream";
 
 /**
  * Answer `GET /v1/events`.
- * @param admit called before a live stream starts; a problem when there are too many
+ * @param admit called before a live stream starts: gives back how to leave, or a problem when there are too many
  */
 export async function getEvents(
   hub: Hub,
   request: Request,
-  admit: () => Problem | undefined,
+  admit: () => (() => void) | Problem,
+  onBug: OnBug,
 ): Promise<Response> {
-  const url = new URL(request.url);
-  const sent = fromText(Params.properties, url.searchParams);
-  const errors = schemaErrors(Params, sent);
-  if (errors.length > 0)
-    return refused(problem("invalid_schema", "the parameters break their schema", { errors }));
-  const params = sent as Params;
-  const wanted = accepted(request.headers.get("accept"));
-  if (!wanted) return refused(notAcceptable());
-  if (params.min_seq !== undefined && !(await hub.reached(params.min_seq, 5_000)))
-    return refused(problem("overloaded", "the log has not reached min_seq"));
+  const trace_id = traceOf(request);
+  const refuse = (found: Problem) => refused<Response>(found, trace_id);
+  const params = fromText(Params.properties, searchOf(request)) as Params;
+  const errors = schemaErrors(Params, params);
+  if (params.follow && params.limit !== undefined)
+    errors.push({ pointer: "/limit", message: "is not taken with follow=true" });
+  if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
+  const offered = params.follow ? [NDJSON, SSE] : [JSON_TYPE, NDJSON];
+  const type = negotiate(request.headers.get("accept"), offered);
+  if (!type)
+    return refuse(
+      problem("unsupported_media_type", `this comes as ${offered.join(" or ")}`, {
+        hint: "send one of them as Accept; text/event-stream needs follow=true, application/json does without",
+      }),
+    );
+  if (params.min_seq !== undefined && !(await hub.reached(params.min_seq, MIN_SEQ_WAIT_MS)))
+    return refuse(problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`));
 
-  if (params.follow && wanted !== "application/json") {
-    const last = request.headers.get("last-event-id");
-    const after = last !== null && /^\d{1,16}$/.test(last) ? Number(last) : startOf(hub, params);
-    if (isProblem(after)) return refused(after);
-    const full = admit();
-    if (full) return refused(full);
+  if (params.follow) {
+    const last = type === SSE ? request.headers.get("last-event-id") : null;
+    if (last && !/^\d{1,16}$/.test(last))
+      return refuse(invalidSchema([{ pointer: "/last-event-id", message: "must be a position" }], trace_id));
+    const after = startOf(hub, last ? { ...params, cursor: last } : params);
+    if (isProblem(after)) return refuse(after);
+    const leave = admit();
+    if (isProblem(leave)) return refuse(leave);
     const feed = hub.open({
       after,
       filter: filterOf(hub, params),
       as_stored: params.as_stored ?? false,
       projections: false,
     });
-    if (isProblem(feed)) return refused(feed);
-    return live(feed, wanted === SSE ? sse : params.frames ? ndjsonFrame : ndjsonEvent, wanted);
+    if (!isProblem(feed)) return live(feed, formOf(type, params.frames), type, onBug, leave);
+    leave();
+    return refuse(feed);
   }
-  if (params.follow)
-    return refused(
-      problem("unsupported_media_type", "a live stream is application/x-ndjson or text/event-stream", {
-        hint: "send 'Accept: application/x-ndjson' or 'Accept: text/event-stream' with follow=true",
-      }),
-    );
 
   const page = eventPage(hub, params);
-  if (isProblem(page)) return refused(page);
+  if (isProblem(page)) return refuse(page);
   const bodies = page.lines.map((line) => bodyOf(hub, line, params.as_stored));
-  if (wanted === NDJSON || wanted === SSE)
-    return new Response(bodies.map((body) => `${body}\n`).join(""), {
-      headers: {
-        "content-type": NDJSON,
-        "cache-control": "no-store",
-        ...(page.next !== null && { "mp-next": page.next }),
-      },
-    });
-  const head = `{"as_of_seq":${page.as_of_seq},"log_id":"${page.log_id}"`;
-  return json(`${head},"items":[${bodies.join(",")}],"next":${JSON.stringify(page.next)}}`);
+  const next = JSON.stringify(page.next);
+  if (type === JSON_TYPE)
+    return json(
+      `{"as_of_seq":${page.as_of_seq},"log_id":"${page.log_id}","items":[${bodies.join(",")}],"next":${next}}`,
+    );
+  return json(bodies.map((body) => `${body}\n`).join(""), {
+    "content-type": NDJSON,
+    ...(page.next !== null && { "mp-next": page.next }),
+  });
 }
 
-function accepted(header: string | null): "application/json" | typeof NDJSON | typeof SSE | undefined {
-  const types = (header ?? "*/*").split(",").map((part) => part.split(";")[0]!.trim().toLowerCase());
-  for (const type of types) {
-    if (type === NDJSON || type === SSE || type === "application/json") return type;
-    if (type === "*/*" || type === "application/*") return "application/json";
+/**
+ * Choose what to send (RFC 9110 §12.5.1): the client's weights decide, then its order; the first offer is the default.
+ * @returns undefined when nothing that is offered is acceptable
+ */
+function negotiate(header: string | null, offered: readonly string[]): string | undefined {
+  const ranges = (header ?? "*/*").split(",").map((part, index) => {
+    const [range, ...more] = part.split(";").map((each) => each.trim().toLowerCase());
+    const weight = more.find((each) => each.startsWith("q="));
+    return { range, index, weight: weight === undefined ? 1 : Number(weight.slice(2)) };
+  });
+  const best = offered
+    .map((type) => {
+      // The most specific range that fits counts.
+      const fits = [type, `${type.split("/")[0]}/*`, "*/*"].map((range) =>
+        ranges.find((each) => each.range === range),
+      );
+      return { type, ...fits.find((range) => range !== undefined) };
+    })
+    .filter(({ weight = 0 }) => weight > 0)
+    .sort((a, b) => b.weight! - a.weight! || a.index! - b.index!);
+  return best[0]?.type;
+}
+
+/** A feed's next frames. A bug on the way ends this stream, not the daemon: the client hears `internal`. */
+export function framesOf(feed: Feed, onBug: OnBug): Frame[] {
+  try {
+    return feed.next();
+  } catch (error) {
+    const trace_id = freshTrace();
+    onBug(trace_id, error);
+    feed.end(problem("internal", "the stream met a bug", { trace_id }));
+    return feed.next();
   }
-  return undefined;
 }
 
-function notAcceptable(): Problem {
-  return problem(
-    "unsupported_media_type",
-    "events come as application/json, application/x-ndjson or text/event-stream",
-    {
-      hint: "send one of them as Accept",
-    },
-  );
-}
-
-/** A frame as text; undefined for those that this form leaves out. */
+/** A frame as text; empty for those that the form leaves out. */
 type Form = (frame: Frame) => string;
 
 const ndjsonEvent: Form = (frame) => (frame.kind === "event" ? `${frame.body}\n` : "");
-const ndjsonFrame: Form = (frame) => `${frameText(frame)}\n`;
+const ndjsonFrame: Form = (frame) =>
+  frame.kind === "event" ? `{"kind":"event","event":${frame.body}}\n` : `${JSON.stringify(frame)}\n`;
 
 /** SSE: `id:` stands on events and checkpoints; `data:` of an event is the event itself (SPEC §5). */
 const sse: Form = (frame) => {
@@ -181,41 +212,27 @@ const sse: Form = (frame) => {
   return `${id}event: ${frame.kind}\ndata: ${data}\n\n`;
 };
 
-/** A frame as JSON; the event in it is the stored text. */
-export function frameText(frame: Frame): string {
-  return frame.kind === "event" ? `{"kind":"event","event":${frame.body}}` : JSON.stringify(frame);
+function formOf(type: string, frames: boolean | undefined): Form {
+  return type === SSE ? sse : frames ? ndjsonFrame : ndjsonEvent;
 }
 
 /** A live response that pulls from the feed at the client's pace. */
-function live(feed: Feed, form: Form, type: string): Response {
+function live(feed: Feed, form: Form, type: string, onBug: OnBug, leave: () => void): Response {
   const encoder = new TextEncoder();
-  let timer: Timer | undefined;
   const body = new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        for (;;) {
-          const text = feed.next().map(form).join("");
-          if (text !== "") {
-            controller.enqueue(encoder.encode(text));
-            if (feed.over) controller.close();
-            return;
-          }
-          if (feed.over) return controller.close();
-          if (!feed.idle) continue;
-          const { promise, resolve } = Promise.withResolvers<"event" | "time">();
-          feed.onWake(() => resolve("event"));
-          timer = setTimeout(() => resolve("time"), HEARTBEAT_MS);
-          const woken = await promise;
-          clearTimeout(timer);
-          const beat = woken === "time" ? feed.heartbeat() : undefined;
-          // Plain NDJSON has no frames to keep it alive with; an empty line is not an event, so it stays silent.
-          const sign = beat ? form(beat) : "";
-          if (sign !== "") return controller.enqueue(encoder.encode(sign));
+        while (!feed.over) {
+          await feed.ready();
+          const text = framesOf(feed, onBug).map(form).join("");
+          if (text !== "") return controller.enqueue(encoder.encode(text));
         }
+        leave();
+        controller.close();
       },
       cancel() {
-        clearTimeout(timer);
         feed.close();
+        leave();
       },
     },
     { highWaterMark: 0 },

@@ -1,9 +1,9 @@
 /**
  * `GET /v1/stream`: the WebSocket (SPEC §2, §5). Subscriptions and pipelined commands on one socket.
  *
- * Elysia's route only upgrades: Elysia would parse a text frame itself, and leniently, so the frames are
- * taken from Bun's socket and go through `parseStrict`. When the socket pushes back, pumping stops with the frames
- * at hand and goes on at `drain`, from the cursor: a reader that does not read costs one page.
+ * Elysia's route only upgrades: Elysia would parse a text frame itself, and leniently, so the frames are taken from
+ * Bun's socket and go through `parseStrict`. Everything that is sent is sent by `pump`: when the socket pushes back it
+ * stops with what is at hand and goes on at `drain`, so a reader that does not read costs a page for each subscription.
  */
 import type { ServerWebSocket } from "bun";
 import { type Static, Type } from "typebox";
@@ -11,14 +11,18 @@ import { type Caller, type Dispatch, envelopeFields, TraceId } from "../kernel/d
 import { parseStrict } from "../kernel/json.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { Id, object, Seq, schemaErrors } from "../kernel/schema.ts";
-import { type Feed, type Frame, HEARTBEAT_MS, type Hub } from "../kernel/stream.ts";
+import type { Feed, Frame, Hub } from "../kernel/stream.ts";
 import { filterFields } from "../kernel/system.ts";
-import { answerText } from "./answers.ts";
-import { filterOf } from "./events.ts";
+import { answerText, problemText } from "./answers.ts";
+import { filterOf, framesOf, type OnBug } from "./events.ts";
+import { MAX_BODY } from "./request.ts";
 
 /** Subscriptions on one socket, and requests under way on it, at most (SPEC §10). */
 const MAX_SUBSCRIPTIONS = 64;
 const MAX_UNDER_WAY = 1_000;
+
+/** Characters of answers that wait for a client to read them; a client with more than that is cut off. */
+const MAX_ANSWERS = 16 << 20;
 
 const RequestId = Type.String({ pattern: "^[!-~]{1,64}$", description: "1–64 printable ASCII characters" });
 
@@ -45,11 +49,12 @@ export const subscribeSchema = Subscribe;
 interface Subscribed {
   readonly id: string;
   readonly feed: Feed;
+  /** What every event frame of this subscription begins with. */
+  readonly prefix: string;
+  /** There may be something for it. */
+  readonly wake: () => void;
   /** Frames that were pulled but not yet taken by the socket. */
   pending: Frame[];
-  /** The start and the end of every event frame of this subscription. */
-  readonly prefix: string;
-  heartbeat: Timer;
 }
 
 /** What Elysia's WebSocket dispatch calls; one per socket. */
@@ -63,86 +68,100 @@ export interface Connection {
 /**
  * One socket's life.
  * @param caller who opened it
- * @param closed called once, at its end
+ * @param onBug told of what should not happen; the client only hears `internal`
+ * @param closed called at its end
  */
-export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed: () => void): Connection {
+export function connection(
+  hub: Hub,
+  dispatch: Dispatch,
+  caller: Caller,
+  onBug: OnBug,
+  closed: () => void,
+): Connection {
   const subscriptions = new Map<string, Subscribed>();
+  /** Those that `pump` has to look at. */
+  const due = new Set<Subscribed>();
+  let answers: string[] = [];
+  let answersSize = 0;
   let underWay = 0;
   let blocked = false;
   let scheduled = false;
   let socket: ServerWebSocket<Connection>;
 
-  function frame(subscribed: Subscribed, each: Frame): string {
-    return each.kind === "event"
-      ? `${subscribed.prefix}${each.body}}`
-      : JSON.stringify({ ...each, subscription: subscribed.id });
+  /** Once for all that happens in this turn: a commit that wakes many subscriptions is sent in one piece. */
+  function schedule(): void {
+    if (scheduled || blocked) return;
+    scheduled = true;
+    queueMicrotask(pump);
   }
 
   /** Send until the socket pushes back or nobody has more. */
   function pump(): void {
     scheduled = false;
     if (blocked || socket.readyState !== WebSocket.OPEN) return;
-    let more = false;
     socket.cork(() => {
-      for (const subscribed of subscriptions.values()) {
-        if (blocked) break;
-        if (subscribed.pending.length === 0) subscribed.pending = subscribed.feed.next();
-        flush(subscribed);
-        if (subscribed.feed.over) end(subscribed);
-        else if (!subscribed.feed.idle) more = true;
-        else subscribed.feed.onWake(wake);
+      const taken = sendAll(answers, (text) => text);
+      for (const text of answers.slice(0, taken)) answersSize -= text.length;
+      answers = answers.slice(taken);
+      for (const subscribed of due) {
+        if (blocked) return;
+        serve(subscribed);
       }
     });
-    // A page at a time, so that other sockets get their turn.
-    if (more && !blocked) schedule();
   }
 
-  function flush(subscribed: Subscribed): void {
-    let sent = 0;
-    for (const each of subscribed.pending) {
-      const status = socket.send(frame(subscribed, each));
-      if (status !== 0) sent += 1;
-      if (status > 0) continue;
+  /** One page of one subscription. */
+  function serve(subscribed: Subscribed): void {
+    const { feed, wake } = subscribed;
+    if (subscribed.pending.length === 0) subscribed.pending = framesOf(feed, onBug);
+    const taken = sendAll(subscribed.pending, (frame) => frameText(subscribed, frame));
+    subscribed.pending = subscribed.pending.slice(taken);
+    if (subscribed.pending.length > 0) return;
+    due.delete(subscribed);
+    if (feed.over) subscriptions.delete(subscribed.id);
+    else if (feed.idle) feed.onWake(wake);
+    else void hub.turn().then(wake);
+  }
+
+  /** Send until the socket pushes back; gives how many it took. */
+  function sendAll<T>(all: readonly T[], text: (each: T) => string): number {
+    let taken = 0;
+    while (taken < all.length && !blocked) {
+      const status = socket.send(text(all[taken]!));
       // −1: taken, but the client is slow; 0: not taken at all. Either way go on at `drain`.
-      blocked = true;
-      break;
+      blocked = status <= 0;
+      if (status !== 0) taken += 1;
     }
-    subscribed.pending = sent === subscribed.pending.length ? [] : subscribed.pending.slice(sent);
+    return taken;
   }
 
-  function schedule(): void {
-    if (scheduled) return;
-    scheduled = true;
-    setImmediate(pump);
-  }
-
-  /** A commit: live sockets are served at once, in the same turn. */
-  function wake(): void {
-    if (!scheduled) pump();
-  }
-
-  function beat(subscribed: Subscribed): void {
-    const each = blocked || subscribed.pending.length > 0 ? undefined : subscribed.feed.heartbeat();
-    if (each) socket.send(frame(subscribed, each));
-  }
-
-  function end(subscribed: Subscribed): void {
-    clearInterval(subscribed.heartbeat);
-    subscribed.feed.close();
-    subscriptions.delete(subscribed.id);
+  function frameText({ id, prefix }: Subscribed, frame: Frame): string {
+    return frame.kind === "event"
+      ? `${prefix}${frame.body}}`
+      : JSON.stringify({ ...frame, subscription: id });
   }
 
   /** `text` is a JSON object: its members follow `request_id` and `kind`. */
   function answer(request_id: string | null, kind: string, text: string): void {
-    socket.send(`{"request_id":${JSON.stringify(request_id)},"kind":"${kind}",${text.slice(1)}`);
+    if (answersSize > MAX_ANSWERS) {
+      socket.close(1013, "answers are not read");
+      return;
+    }
+    const whole = `{"request_id":${JSON.stringify(request_id)},"kind":"${kind}",${text.slice(1)}`;
+    answers.push(whole);
+    answersSize += whole.length;
+    schedule();
   }
 
   function refuse(request_id: string | null, found: Problem): void {
-    answer(request_id, "problem", JSON.stringify(found));
+    answer(request_id, "problem", problemText(found));
   }
 
-  /** Start a subscription; its answer and its frames follow. */
+  /** Start a subscription: its answer comes first, then its frames. */
   function subscribe(value: unknown, request_id: string): Problem | undefined {
+    const { schema_version: version = 1 } = value as { schema_version?: unknown };
+    if (Number.isInteger(version) && version !== 1)
+      return problem("unsupported_schema_version", "events.subscribe is at schema version 1 here");
     const errors = schemaErrors(SubscribeEnvelope, value);
     if (errors.length > 0) return problem("invalid_schema", "the subscription breaks its schema", { errors });
     const { after, log_id, filter, frames, as_stored } = (value as Static<typeof SubscribeEnvelope>).payload;
@@ -152,10 +171,11 @@ export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed:
         hint: "use another request_id for each subscription of a socket",
       });
     if (subscriptions.size >= MAX_SUBSCRIPTIONS)
-      return problem("overloaded", `a socket has at most ${MAX_SUBSCRIPTIONS} subscriptions`);
-    const foreign = hub.checkCursor(after, log_id);
+      return problem("overloaded", `a socket has at most ${MAX_SUBSCRIPTIONS} subscriptions`, {
+        hint: "open another socket",
+      });
     const feed =
-      foreign ??
+      hub.checkCursor(after, log_id) ??
       hub.open({
         after,
         filter: filterOf(hub, filter ?? {}),
@@ -166,13 +186,16 @@ export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed:
     const subscribed: Subscribed = {
       id: request_id,
       feed,
-      pending: [],
       prefix: `{"kind":"event","subscription":${JSON.stringify(request_id)},"event":`,
-      heartbeat: setInterval(() => beat(subscribed), HEARTBEAT_MS),
+      wake() {
+        due.add(subscribed);
+        schedule();
+      },
+      pending: [],
     };
     subscriptions.set(request_id, subscribed);
     answer(request_id, "result", JSON.stringify({ as_of_seq: hub.head, log_id: hub.log_id }));
-    schedule();
+    subscribed.wake();
     return undefined;
   }
 
@@ -194,7 +217,6 @@ export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed:
     underWay += 1;
     const done = await dispatch.one(envelope, caller);
     underWay -= 1;
-    if (socket.readyState !== WebSocket.OPEN) return;
     answer(id, done.kind, answerText(done));
   }
 
@@ -203,6 +225,9 @@ export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed:
       socket = ws;
     },
     message(_, message) {
+      const bytes = typeof message === "string" ? Buffer.byteLength(message) : message.length;
+      if (bytes > MAX_BODY)
+        return refuse(null, problem("payload_too_large", `a request has at most ${MAX_BODY} bytes`));
       const parsed = parseStrict(typeof message === "string" ? message : new Uint8Array(message));
       if (parsed.ok) void request(parsed.value);
       else refuse(null, problem("malformed_request", parsed.detail));
@@ -212,7 +237,7 @@ export function connection(hub: Hub, dispatch: Dispatch, caller: Caller, closed:
       pump();
     },
     close() {
-      for (const subscribed of [...subscriptions.values()]) end(subscribed);
+      for (const { feed } of subscriptions.values()) feed.close();
       closed();
     },
   };

@@ -3,8 +3,8 @@
  *
  * A `Feed` is one reader's position; it is pulled by its transport at the transport's pace, so a slow reader costs one
  * page of memory and nobody's time. The ring of recent events and the wake-up after a commit are shortcuts: what is
- * not in the ring is read from the log, which is the truth. Control frames name a position only after
- * every matching event up to it, and only at the end of a command.
+ * not in the ring is read from the log, which is the truth. Pages end where a command ends, and control frames come
+ * after them, so none names a position before every matching event up to it, or splits a command.
  */
 import canonicalize from "canonicalize";
 import type { Event } from "./aggregate.ts";
@@ -25,8 +25,14 @@ export type Frame =
 /** Milliseconds between heartbeats (SPEC §5). */
 export const HEARTBEAT_MS = 15_000;
 
-/** Events that one pull looks at, at most (a command's last events may come on top). */
+/** Positions that one pull looks at, at most (a command's last events may come on top). */
 const PAGE = 1_000;
+
+/** Characters of events after which a pull ends early: what a reader that does not read holds in memory. */
+const PAGE_CHARS = 1 << 20;
+
+/** Rows per read of the log, so that not even events of the largest size overrun PAGE_CHARS by much. */
+const STEP = 64;
 
 /** The ring's bounds: events, and characters of them. */
 const RING_EVENTS = 8_192;
@@ -37,7 +43,7 @@ export interface Subscription {
   readonly filter: Filter;
   /** Give old versions as they are stored. */
   readonly as_stored: boolean;
-  /** Also tell when a projection's serving generation was switched or reached a new position. */
+  /** Also tell which projections a commit moved on. */
   readonly projections: boolean;
 }
 
@@ -49,14 +55,23 @@ export class Hub {
   #chars = 0;
   #head: number;
   readonly #feeds = new Set<Feed>();
+  readonly #turns: (() => void)[] = [];
   #headWaiters: { readonly seq: number; readonly resolve: () => void }[] = [];
+  #closed: Problem | undefined;
+  readonly #heartbeat: Timer;
 
+  /** @param heartbeat_ms between heartbeats; a parameter so that a test need not wait */
   constructor(
     readonly reader: LogReader,
     readonly registry: Registry,
     readonly log_id: string,
+    heartbeat_ms = HEARTBEAT_MS,
   ) {
     this.#head = reader.head();
+    this.#heartbeat = setInterval(() => {
+      for (const feed of this.#feeds) feed.beat();
+    }, heartbeat_ms);
+    this.#heartbeat.unref();
   }
 
   get head(): number {
@@ -87,22 +102,44 @@ export class Hub {
     for (const feed of this.#feeds) feed.woken(names);
   }
 
-  /** The recent events after a cursor, or undefined when the ring does not reach back so far. */
+  /** A page of recent events after a cursor, or undefined when the ring does not reach back so far. */
   recent(after: number): readonly Stored[] | undefined {
     const first = this.#ring[this.#start]?.seq_global;
     if (first === undefined || after + 1 < first) return undefined;
     const from = this.#start + (after + 1 - first);
-    let to = Math.min(from + PAGE, this.#ring.length);
-    while (to < this.#ring.length && this.#ring[to - 1]!.command_end === 0) to++;
+    let to = from;
+    let chars = 0;
+    for (let row = this.#ring[to]; row; row = this.#ring[to]) {
+      to += 1;
+      chars += row.body.length;
+      if (row.command_end === 1 && (to - from >= PAGE || chars >= PAGE_CHARS)) break;
+    }
     return this.#ring.slice(from, to);
   }
 
   /**
+   * Wait for a turn to read the log: one page per round of the event loop, whoever reads, so that requests and
+   * commits get in between however many readers catch up.
+   */
+  turn(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#turns.push(resolve);
+    if (this.#turns.length === 1) setImmediate(() => this.#giveTurn());
+    return promise;
+  }
+
+  #giveTurn(): void {
+    this.#turns.shift()?.();
+    if (this.#turns.length > 0) setImmediate(() => this.#giveTurn());
+  }
+
+  /**
    * Wait until the log has reached a position.
-   * @returns false when it has not within `timeout_ms`
+   * @returns false when it has not within `timeout_ms`, or the daemon is stopping
    */
   async reached(seq: number, timeout_ms: number): Promise<boolean> {
     if (seq <= this.#head) return true;
+    if (this.#closed) return false;
     const { promise, resolve } = Promise.withResolvers<void>();
     const waiter = { seq, resolve };
     this.#headWaiters.push(waiter);
@@ -115,11 +152,11 @@ export class Hub {
 
   /**
    * Start a feed.
-   * @returns the feed, or `cursor_ahead` at once (SPEC §5, guarantee 6)
+   * @returns the feed, or at once `cursor_ahead` (SPEC §5, guarantee 6), or why the hub was closed
    */
   open(subscription: Subscription): Feed | Problem {
-    const ahead = this.checkCursor(subscription.after);
-    if (ahead) return ahead;
+    const refusal = this.#closed ?? this.checkCursor(subscription.after);
+    if (refusal) return refusal;
     const feed = new Feed(this, subscription, () => this.#feeds.delete(feed));
     this.#feeds.add(feed);
     return feed;
@@ -138,40 +175,59 @@ export class Hub {
     return undefined;
   }
 
-  /** End every feed, as the daemon does when it stops. */
+  /** End every feed and every wait, as the daemon does when it stops. Nothing is read from the log any more. */
   close(why: Problem): void {
+    this.#closed = why;
+    clearInterval(this.#heartbeat);
     for (const feed of [...this.#feeds]) feed.end(why);
+    for (const waiter of this.#headWaiters) waiter.resolve();
   }
 }
 
 /** One reader's way through the log. Its transport calls `next` when it can take more. */
 export class Feed {
   #after: number;
+  /** The position that the reader knows to have, from an event or a control frame. */
   #told: number;
   #greeted = false;
   #live = false;
+  #beat = false;
   #ended: Problem | undefined;
   #over = false;
   #wake: (() => void) | undefined;
   readonly #updated = new Set<string>();
+  readonly #closed: () => void;
 
   constructor(
     readonly hub: Hub,
     readonly subscription: Subscription,
-    readonly close: () => void,
+    closed: () => void,
   ) {
     this.#after = subscription.after;
     this.#told = subscription.after;
+    this.#closed = closed;
   }
 
-  /** True once `end` was given out: nothing comes any more. */
+  /** True once `end` was given out or the reader has left: nothing comes any more. */
   get over(): boolean {
     return this.#over;
   }
 
+  /** Is there nothing to give right now? */
+  get idle(): boolean {
+    return (
+      this.#live &&
+      this.#after === this.hub.head &&
+      !this.#beat &&
+      this.#updated.size === 0 &&
+      this.#ended === undefined
+    );
+  }
+
   /**
-   * The next frames, at most about a page of them.
-   * @returns none when the reader has everything; then `onWake` tells when to ask again
+   * The next frames, about a page of them at most.
+   * @returns none when the reader has everything, and also when a page had nothing that passes: `idle` tells
+   * @throws what reading the log throws; the position stays, so `end` may follow
    */
   next(): Frame[] {
     const { hub } = this;
@@ -182,21 +238,24 @@ export class Feed {
       frames.push({ kind: "hello", log_id: hub.log_id, oldest: 1, head: hub.head });
     }
     if (this.#ended) {
-      this.#over = true;
       this.close();
       frames.push({ kind: "end", problem: this.#ended, resume_after: this.#after });
       return frames;
     }
     if (this.#after < hub.head) this.#read(frames);
-    if (this.#after === hub.head && !this.#live) {
+    if (this.#after < hub.head) return frames;
+    if (!this.#live) {
       this.#live = true;
       this.#told = this.#after;
       frames.push({ kind: "caught_up", seq_global: this.#after });
     }
-    if (this.#after === hub.head) {
-      for (const name of this.#updated)
-        frames.push({ kind: "projection_updated", name, as_of_seq: this.#after });
-      this.#updated.clear();
+    for (const name of this.#updated)
+      frames.push({ kind: "projection_updated", name, as_of_seq: this.#after });
+    this.#updated.clear();
+    if (this.#beat) {
+      this.#beat = false;
+      this.#told = this.#after;
+      frames.push({ kind: "heartbeat", head: this.#after });
     }
     return frames;
   }
@@ -215,8 +274,8 @@ export class Feed {
         this.#live = false;
         frames.push({ kind: "fell_behind", seq_global: this.#after, head: hub.head });
       }
-      upTo = Math.min(hub.reader.boundary(Math.min(this.#after + PAGE, hub.head)), hub.head);
-      lines = hub.reader.range(this.#after, upTo, subscription.filter);
+      const boundary = hub.reader.boundary(Math.min(this.#after + PAGE, hub.head));
+      ({ lines, upTo } = readPage(hub.reader, this.#after, boundary, subscription.filter));
     }
     for (const line of lines)
       frames.push({
@@ -232,38 +291,82 @@ export class Feed {
     }
   }
 
-  /** The heartbeat that is due, if the reader has everything: it names the position that it has. */
-  heartbeat(): Frame | undefined {
-    if (!this.#live || this.#after !== this.hub.head) return undefined;
-    this.#told = this.#after;
-    return { kind: "heartbeat", head: this.#after };
+  /** Wait until it is worth calling `next`: for the reader's turn while it is behind, for a wake once it is idle. */
+  ready(): Promise<void> {
+    if (!this.#greeted) return Promise.resolve();
+    if (!this.idle) return this.hub.turn();
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#wake = resolve;
+    return promise;
   }
 
-  /** Call back once, when there may be more. */
+  /** Call back once, when an idle feed has something to give again. */
   onWake(callback: () => void): void {
     this.#wake = callback;
   }
 
-  /** Is there nothing to give right now? */
-  get idle(): boolean {
-    return (
-      this.#greeted && this.#live && this.#after === this.hub.head && !this.#ended && this.#updated.size === 0
-    );
-  }
-
-  /** The hub's signal after a commit. */
-  woken(names: readonly string[]): void {
-    if (this.subscription.projections) for (const name of names) this.#updated.add(name);
+  #rouse(): void {
     const wake = this.#wake;
     this.#wake = undefined;
     wake?.();
   }
 
-  /** Give out `end` after what is under way. */
+  /** The hub's signal after a commit. */
+  woken(names: readonly string[]): void {
+    if (this.subscription.projections) for (const name of names) this.#updated.add(name);
+    this.#rouse();
+  }
+
+  /** The hub's signal that a heartbeat is due. Who has fallen behind gets other signs of life. */
+  beat(): void {
+    if (!this.#live) return;
+    this.#beat = true;
+    this.#rouse();
+  }
+
+  /** Give out `end` instead of what would come next. */
   end(why: Problem): void {
     this.#ended ??= why;
-    this.woken([]);
+    this.#rouse();
   }
+
+  /** The reader has left. */
+  close(): void {
+    this.#over = true;
+    this.#closed();
+  }
+}
+
+/**
+ * Matching events in order, until the positions, the limit or the space are used up.
+ * @param upTo the last position to look at
+ * @param limit events at most
+ * @param chars of events after which no further command is begun
+ * @returns the events, and the position up to which there are no others
+ */
+export function readPage(
+  reader: LogReader,
+  after: number,
+  upTo: number,
+  filter: Filter,
+  limit: number = Number.MAX_SAFE_INTEGER,
+  chars: number = PAGE_CHARS,
+): { lines: Line[]; upTo: number } {
+  const lines: Line[] = [];
+  let at = after;
+  let end = upTo;
+  let space = chars;
+  while (at < end && lines.length < limit) {
+    const wanted = Math.min(STEP, limit - lines.length);
+    const found = reader.range(at, end, filter, wanted);
+    for (const line of found) {
+      lines.push(line);
+      space -= line.body.length;
+    }
+    at = found.length < wanted ? end : found.at(-1)!.seq_global;
+    if (space <= 0 && at < end) end = Math.min(end, reader.boundary(at));
+  }
+  return { lines, upTo: at };
 }
 
 /** An event's bytes in its current version: the stored ones unless they are of an older version. */

@@ -29,28 +29,37 @@ export type CommandType = keyof CommandSpecs & string;
 export type QueryType = keyof QuerySpecs & string;
 
 /** The payload a command takes. */
-export type Payload<T extends CommandType> =
-  CommandSpecs[T] extends CommandSpec<infer P extends TProperties> ? Static<TObject<P>> : never;
+export type Payload<T extends CommandType> = T extends unknown
+  ? CommandSpecs[T] extends CommandSpec<infer P extends TProperties>
+    ? Fields<P, Record<string, never>>
+    : never
+  : never;
+
+/** The members of an object; `None` where there are none, because `object` would take anything. */
+type Fields<P extends TProperties, None> = keyof P extends never ? None : Static<TObject<P>>;
 
 /** The `result` of a command's receipt. */
-export type Result<T extends CommandType> = CommandSpecs[T] extends {
-  readonly result: infer R extends TObject;
-}
-  ? Static<R>
-  : Record<string, unknown>;
+export type Result<T extends CommandType> = T extends unknown
+  ? CommandSpecs[T] extends { readonly result: infer R extends TObject }
+    ? Fields<R["properties"], Record<string, never>>
+    : Record<string, unknown>
+  : never;
 
 type General = { min_seq?: number };
 type Paging = { limit?: number; cursor?: string };
 
 /** The parameters a query takes. */
-export type Params<T extends QueryType> =
-  QuerySpecs[T] extends QuerySpec<infer P extends TProperties>
-    ? Static<TObject<P>> & General & (Ask<T> extends { next: unknown } ? Paging : unknown)
-    : never;
+export type Params<T extends QueryType> = T extends unknown
+  ? QuerySpecs[T] extends QuerySpec<infer P extends TProperties>
+    ? Fields<P, unknown> & General & (Ask<T> extends { next: unknown } ? Paging : unknown)
+    : never
+  : never;
 
 /** What a query answers. */
-export type Ask<T extends QueryType> = QuerySpecs[T] extends { readonly answer: infer A extends TObject }
-  ? Static<A>
+export type Ask<T extends QueryType> = T extends unknown
+  ? QuerySpecs[T] extends { readonly answer: infer A extends TObject }
+    ? Static<A>
+    : never
   : never;
 
 /** The optional members of an envelope that a caller may choose. */

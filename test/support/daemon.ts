@@ -5,6 +5,7 @@
  * the caller's MP_* or BUN_OPTIONS, and `kill` comes back when the process is really gone. Left out on purpose:
  * anything between the test and the socket; a test that needs a bad network puts its own proxy in front.
  */
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type DaemonInfo, isInfo } from "../../src/daemon/info.ts";
 import { tempHome } from "./binary.ts";
@@ -33,8 +34,11 @@ export async function startDaemonProcess(
   home = tempHome(),
   env: Readonly<Record<string, string>> = {},
 ): Promise<DaemonProcess> {
-  let { child, info } = await spawn(home, env);
+  // Always the newest: a restart that comes during another one ends the daemon that one starts.
+  let running = spawn(home, env);
+  let { info } = await running;
   const kill = async (signal: NodeJS.Signals = "SIGTERM") => {
+    const { child } = await running;
     child.kill(signal);
     return child.exited;
   };
@@ -46,8 +50,8 @@ export async function startDaemonProcess(
     },
     kill,
     async restart(signal) {
-      await kill(signal);
-      ({ child, info } = await spawn(home, env));
+      running = kill(signal).then(() => spawn(home, env));
+      ({ info } = await running);
     },
   };
 }
@@ -57,15 +61,17 @@ async function spawn(home: string, env: Readonly<Record<string, string>>) {
     ([name]) => !name.startsWith("MP_") && name !== "BUN_OPTIONS",
   );
   const child = Bun.spawn([process.execPath, SCRIPT], {
-    stdin: "ignore",
+    // Never written to: it ends with this process, and the daemon with it.
+    stdin: "pipe",
     stdout: "pipe",
-    stderr: "inherit",
+    stderr: Bun.file(join(home, "stderr.txt")),
     env: { ...Object.fromEntries(kept), ...env, MP_HOME: home },
   });
   // The daemon closes its standard output after the one line.
   const said = await Bun.readableStreamToText(child.stdout);
   const info = said.startsWith("{") ? (JSON.parse(said) as { info?: unknown }).info : undefined;
-  if (!isInfo(info)) throw new Error(`the daemon did not start: ${said.trim() || "it said nothing"}`);
+  if (!isInfo(info))
+    throw new Error(`the daemon did not start: ${said}${readFileSync(join(home, "stderr.txt"), "utf8")}`);
   if (info.pid !== child.pid) throw new Error(`the daemon ${info.pid} runs in this home already`);
   return { child, info };
 }

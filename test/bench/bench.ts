@@ -5,7 +5,7 @@
  * executable is what is measured. docs/bench.md says what each row does and has the figures of one machine.
  */
 import { rmSync } from "node:fs";
-import { cpus } from "node:os";
+import { cpus, loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import type { BigLogPlan, BigLogResult } from "./biglog.ts";
 import { commands, latency } from "./commands.ts";
@@ -97,7 +97,7 @@ function largeLog(home: string, events: number, say: (text: string) => void): ()
 
 /** Measure one row and tell what comes; a row that breaks is told and does not stop the others. */
 async function measureRow(row: Row, bench: Bench): Promise<readonly Figure[] | undefined> {
-  console.error(`${row.name}: ${row.what}`);
+  console.error(`${row.name}: ${row.what} (load average ${loadavg()[0]!.toFixed(1)})`);
   try {
     const figures = await row.measure(bench);
     for (const figure of figures) {

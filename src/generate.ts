@@ -32,7 +32,7 @@ export async function generate(root: string, check: boolean): Promise<string[]> 
   const present = (await readdir(join(root, "schemas")))
     .filter((file) => file.endsWith(".json"))
     .map((file) => join("schemas", file));
-  const drifted: string[] = [];
+  const drifted = new Map<string, string | undefined>();
   for (const path of new Set([...present, ...wanted.keys()])) {
     const file = Bun.file(join(root, path));
     const text = wanted.get(path);
@@ -40,10 +40,11 @@ export async function generate(root: string, check: boolean): Promise<string[]> 
     if (found === text) continue;
     if (found !== undefined && path.startsWith(join("schemas", "event.")))
       throw new Error(`${path} is published: make a new version with an upcaster instead`);
-    drifted.push(path);
-    if (check) continue;
-    if (text === undefined) await rm(join(root, path));
-    else await Bun.write(join(root, path), text);
+    drifted.set(path, text);
   }
-  return drifted.sort();
+  // Only now: a run that ends with an error has changed nothing.
+  if (!check)
+    for (const [path, text] of drifted)
+      await (text === undefined ? rm(join(root, path)) : Bun.write(join(root, path), text));
+  return [...drifted.keys()].sort();
 }

@@ -27,7 +27,7 @@ export const TraceId = Type.String({
 });
 
 export const IdempotencyKey = Type.String({
-  pattern: "^[!-~]{1,200}$",
+  pattern: "^[ -~]{1,200}$",
   description: "1–200 printable ASCII characters",
 });
 

@@ -14,7 +14,7 @@ import { aggregates } from "../../src/domain/index.ts";
 import type { Event, Scope } from "../../src/kernel/aggregate.ts";
 import { type Clock, wireTime } from "../../src/kernel/clock.ts";
 import { openForWriting } from "../../src/kernel/database.ts";
-import { Executor, type Outcome, type WriteCommand } from "../../src/kernel/execute.ts";
+import { Executor, type Outcome, type WriteCommand, type WriteRequest } from "../../src/kernel/execute.ts";
 import { fingerprint } from "../../src/kernel/idempotency.ts";
 import { encode, LogReader, LogWriter, logId } from "../../src/kernel/log.ts";
 import type { Problem } from "../../src/kernel/problems.ts";
@@ -116,7 +116,9 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
         projections.reached(log.head.seq_global);
       })();
     },
-    /** Run one command, current version and valid, as dispatch hands it over. */
+    /** Run what dispatch hands over. */
+    execute: (request: WriteRequest) => executor.run([request]),
+    /** Run one command, in its current version and valid. */
     run(
       type: string,
       payload: Record<string, unknown>,

@@ -1,0 +1,223 @@
+/** Every exit code, every way to mistype: the code, a silent stdout, and words that help (SPEC §3, §12). */
+import { beforeAll, describe, expect, test } from "bun:test";
+import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { isProblem } from "../../src/kernel/problems.ts";
+import { run, tempHome } from "../support/binary.ts";
+import { cli, fill, shell } from "./cli.ts";
+
+const home = tempHome();
+const { out, refused } = cli(home);
+
+beforeAll(async () => {
+  await out("workspace", "create", "demo");
+  await out("project", "create", "core", "--workspace", "demo");
+});
+
+describe("the command line itself: exit code 2", () => {
+  const rows: readonly (readonly [readonly string[], string])[] = [
+    [["wrokspace", "list"], "did you mean 'mp workspace'?"],
+    [["workspaces"], "did you mean 'mp workspace'?"],
+    [["frobnicate"], "there is no command 'mp frobnicate'"],
+    [["__proto__"], "there is no command 'mp __proto__'"],
+    [["workspace"], "mp workspace needs a verb"],
+    [["daemon"], "mp daemon needs a verb"],
+    [["workspace", "craete", "x"], "did you mean 'mp workspace create'?"],
+    [["workspace", "constructor"], "has no verb 'constructor'"],
+    [["workspace", "create"], "NAME is missing"],
+    [["workspace", "create", ""], "NAME is empty"],
+    [["workspace", "create", "a", "b"], "unexpected argument 'b'"],
+    [["workspace", "create", "a", "--root-pth", "."], "did you mean --root-path?"],
+    [["workspace", "create", "a", "--root-path"], "--root-path needs a value"],
+    [["workspace", "create", "a", "--root-path="], "--root-path needs a value"],
+    [["workspace", "create", "a", "--key", "x", "--key", "y"], "--key is given twice"],
+    [["workspace", "create", "a", "--expected-version", "one"], "--expected-version must be a whole number"],
+    [["workspace", "list", "--key", "x"], "unknown flag --key"],
+    [["workspace", "list", "--status", "opn"], "--status must be one of open, closed"],
+    [["workspace", "list", "--limit", "0"], "--limit must be >= 1"],
+    [["workspace", "list", "--limit", "-1"], "--limit must be a whole number"],
+    [["workspace", "list", "--cursor", "nonsense"], "--cursor must be the 'next' of an earlier page"],
+    [["workspace", "create", "a\nb"], "NAME must be 1–128 characters"],
+    [["workspace", "create", "x".repeat(129)], "NAME must not have more than 128"],
+    [["workspace", "create", "a", "--key", "with space"], "--key must be 1–200 printable ASCII"],
+    [["workspace", "create", "a", "--trace-id", "42"], "--trace-id must be 32 hex digits"],
+    [["workspace", "get", "a\u0007b"], "is neither the id nor the name of a workspace"],
+    [["project", "create", "x"], "--workspace is missing"],
+    [["project", "create", "x", "--workspace"], "--workspace needs a value"],
+    [["--jsno"], "did you mean --json?"],
+    [["--timeout", "5s"], "a noun is missing"],
+    [["daemon", "start", "--timeout", "soon"], "--timeout must be a time"],
+    [["daemon", "logs", "-n", "many"], "-n must be a whole number"],
+    [["daemon", "status", "--follow"], "unknown flag --follow"],
+    [["events", "tail", "--after", "5", "--from-start"], "--after and --from-start exclude each other"],
+    [["events", "tail", "--after", "-1"], "--after must be a whole number"],
+    [["events", "tail", "--since", "yesterday"], "--since must be a length of time or a time"],
+    [["events", "tail", "--count", "0"], "--count must be 1 or more"],
+    [["events", "tail", "--until-idle", "x"], "--until-idle must be a time"],
+    [["events", "tail", "--type", "Task.*", "--no-follow"], "--type"],
+    [["events", "tail", "--type", ""], "--type needs a value"],
+    [["events", "tail", "--subject-kind", "X", "--no-follow"], "--subject-kind"],
+    [["events", "tail", "--stream", "nokind"], "has no kind"],
+    [["events", "list", "--limit", "10001"], "--limit must be <= 10000"],
+    [["events", "get"], "EVENT_ID is missing"],
+    [["projection", "rebuild", "a", "b"], "unexpected argument 'b'"],
+    [["log", "verify", "extra"], "unexpected argument 'extra'"],
+    [["schema", "list", "--kind", "verb"], "--kind must be one of command, query, event"],
+    [["explain"], "CODE|REASON is missing"],
+    [["errors", "extra"], "unexpected argument 'extra'"],
+    [["help", "workspace", "craete"], "has no verb 'craete'"],
+    [["help", "nothing"], "there is no command or topic 'nothing'"],
+    [["version", "--verbose"], "unknown flag --verbose"],
+  ];
+  for (const [args, says] of rows)
+    test(JSON.stringify(args).slice(0, 90), async () => {
+      expect(await refused(2, ...args)).toContain(says);
+    });
+});
+
+describe("the other exit codes", () => {
+  test("1: a log that does not verify is in reports.test.ts; an output that cannot be written is here", async () => {
+    const { code, stdout, stderr } = await shell("mp workspace list > /dev/full", home);
+    expect([code, stdout]).toEqual([1, ""]);
+    expect(stderr).toContain("the output cannot be written: ENOSPC");
+  });
+
+  test("3: not found", async () => {
+    expect(await refused(3, "workspace", "get", "01a20000-0000-7000-8000-000000000000")).toContain(
+      "not_found",
+    );
+    expect(await refused(3, "projection", "rebuild", "nothing")).toContain("there are: workspace, project");
+    expect(await refused(3, "events", "get", "01a20000-0000-7000-8000-000000000000")).toContain(
+      "no such event",
+    );
+    expect(await refused(3, "events", "get", "../health")).toContain("not_found");
+    expect(await refused(3, "schema", "get", "project.crate")).toContain("did you mean project.create");
+    expect(await refused(3, "explain", "not_fuond")).toContain("did you mean not_found");
+  });
+
+  test("4: denied, where somebody else could reach into the home", async () => {
+    const open = tempHome();
+    mkdirSync(join(open, "run"), { recursive: true });
+    chmodSync(join(open, "run"), 0o777);
+    expect(await cli(open).refused(4, "workspace", "list")).toMatch(/policy_denied[\s\S]*chmod 700/);
+  });
+
+  test("5: conflict, with the rule and what it met", async () => {
+    const said = await refused(5, "workspace", "create", "Demo");
+    expect(said).toMatch(
+      /^error: .*workspace\.name_taken\n {2}code: conflict\n {2}workspace_id: [0-9a-f-]{36}\n {2}hint: /,
+    );
+  });
+
+  test("6: no daemon, with the address and how to start one", async () => {
+    const empty = tempHome();
+    const said = await cli(empty).refused(6, "workspace", "list", "--no-spawn");
+    expect(said).toContain(`${empty}/run/mp.sock`);
+    expect(said).toContain("mp daemon start");
+    expect((await run(["daemon", "ping"], { home: empty, env: { MP_NO_SPAWN: "1" } })).code).toBe(6);
+  });
+
+  test("6: something else listens there", async () => {
+    const other = tempHome();
+    mkdirSync(join(other, "run"), { recursive: true, mode: 0o700 });
+    const server = createServer((socket) => socket.end("hello\n"));
+    await new Promise<void>((done) => server.listen(join(other, "run", "mp.sock"), done));
+    try {
+      const said = await cli(other).refused(6, "workspace", "list", "--timeout", "2s");
+      expect(said).toContain("daemon_unavailable");
+    } finally {
+      server.close();
+    }
+  });
+
+  test("7: a daemon that does not answer in time", async () => {
+    const mute = tempHome();
+    mkdirSync(join(mute, "run"), { recursive: true, mode: 0o700 });
+    const server = createServer(() => undefined);
+    await new Promise<void>((done) => server.listen(join(mute, "run", "mp.sock"), done));
+    try {
+      expect(await cli(mute).refused(7, "workspace", "list", "--timeout", "300ms")).toContain(
+        "code: timeout",
+      );
+      const said = await cli(mute).refused(
+        7,
+        "workspace",
+        "create",
+        "x",
+        "--timeout",
+        "300ms",
+        "--key",
+        "mine",
+      );
+      expect(said).toMatch(/idempotency_key: mine\n/);
+      expect(said).toContain("same key");
+    } finally {
+      server.close();
+    }
+  });
+
+  test("8: cursors that cannot be resumed", async () => {
+    expect(await refused(8, "events", "tail", "--after", "999999")).toContain("cursor_ahead");
+    expect(await refused(8, "events", "list", "--after", "999999")).toContain("cursor_ahead");
+    const file = join(tempHome(), "cursor");
+    writeFileSync(file, '{"log_id":"01a20000-0000-7000-8000-000000000000","seq_global":1}\n');
+    expect(await refused(8, "events", "tail", "--cursor-file", file)).toContain("cursor_foreign");
+    writeFileSync(file, "garbage");
+    expect(await refused(8, "events", "tail", "--cursor-file", file)).toContain("holds no cursor of mp");
+  });
+});
+
+describe("the problem on stderr", () => {
+  test("under --json is the daemon's own, one line of JSON", async () => {
+    const said = await refused(5, "workspace", "create", "demo", "--json");
+    const problem: unknown = JSON.parse(said);
+    expect(isProblem(problem)).toBe(true);
+    expect(problem).toMatchObject({
+      type: "urn:mp:problem:conflict",
+      status: 409,
+      reason: "workspace.name_taken",
+      trace_id: expect.stringMatching(/^[0-9a-f]{32}$/),
+    });
+    expect(said.trimEnd().split("\n")).toHaveLength(1);
+  });
+
+  test("under --json is JSON also when the command line is wrong, wherever --json stands", async () => {
+    for (const args of [
+      ["--json", "workspace", "craete"],
+      ["workspace", "list", "--bogus", "--json"],
+      ["--json", "nope"],
+    ])
+      expect(JSON.parse(await refused(2, ...args))).toMatchObject({
+        code: "invalid_schema",
+        hint: expect.any(String),
+      });
+  });
+
+  test("names every place that is wrong as the command line calls it", async () => {
+    const said = await refused(2, "workspace", "create", "x".repeat(200), "--key", "with space");
+    expect(said).toMatch(/\n {2}NAME must /);
+    expect(said).toMatch(/\n {2}--key must be 1–200 printable ASCII/);
+    expect(said).not.toContain("/payload");
+  });
+});
+
+describe("a reader that goes away", () => {
+  test("is no error: exit code 0, nothing on stderr", async () => {
+    await fill(home, 2_000, "closed-pipe-");
+    const { stdout, stderr } = await shell(
+      `mp workspace list | head -n 1 >/dev/null; echo \${PIPESTATUS[0]}
+       mp workspace list --json | head -c 1 >/dev/null; echo \${PIPESTATUS[0]}`,
+      home,
+    );
+    expect([stdout, stderr]).toEqual(["0\n0\n", ""]);
+  });
+
+  test("a slow one gets everything", async () => {
+    const { stdout } = await shell(
+      "mp workspace list --json | (read -r -N 1 first; printf '%s' \"$first\"; cat)",
+      home,
+    );
+    expect(JSON.parse(stdout).items.length).toBeGreaterThan(2_000);
+  });
+});

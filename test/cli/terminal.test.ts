@@ -1,0 +1,163 @@
+/** What a person at a terminal sees: tables, colour, sentences, bars; and what must never reach a terminal. */
+import { beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { tempHome } from "../support/binary.ts";
+import { atTerminal, cli, fill } from "./cli.ts";
+
+const home = tempHome();
+const { out } = cli(home);
+const ESC = "\u001b";
+
+beforeAll(async () => {
+  await out("workspace", "create", "demo");
+  await out("workspace", "create", "Grün");
+  await out("workspace", "close", "Grün");
+});
+
+const at = async (...args: string[]) => (await atTerminal(args, { home })).shown;
+const plainly = async (...args: string[]) => (await atTerminal(args, { home, env: { NO_COLOR: "1" } })).shown;
+
+describe("tables", () => {
+  test("have a head and columns that line up, also behind letters of other widths", async () => {
+    const [head, demo, gruen, ...rest] = (await plainly("workspace", "list")).split("\n");
+    expect(rest).toEqual([""]);
+    expect(head!.split(/ {2,}/)).toEqual(["NAME", "STATUS", "ROOT PATH", "ID"]);
+    expect(demo!.indexOf("open")).toBe(head!.indexOf("STATUS"));
+    expect(gruen!.indexOf("closed")).toBe(head!.indexOf("STATUS"));
+  });
+
+  test("are coloured, unless NO_COLOR or a dumb terminal", async () => {
+    expect(await at("workspace", "list")).toContain(`${ESC}[32mopen${ESC}[39m`);
+    for (const env of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
+      expect((await atTerminal(["workspace", "list"], { home, env })).shown).not.toContain(ESC);
+    expect((await cli(home).mp("workspace", "list")).stdout).not.toContain(ESC);
+  });
+
+  test("fit the terminal: long cells are cut, ids are not", async () => {
+    const here = tempHome();
+    const deep = join(here, "a-rather-long-folder-name".repeat(3));
+    mkdirSync(deep);
+    const id = await cli(here).out("workspace", "create", "n".repeat(60), "--root-path", deep);
+    const { shown } = await atTerminal(["workspace", "list"], {
+      home: here,
+      columns: 80,
+      env: { NO_COLOR: "1" },
+    });
+    for (const line of shown.split("\n")) expect(Bun.stringWidth(line)).toBeLessThanOrEqual(80);
+    expect(shown).toContain(id);
+    expect(shown).toContain("…");
+  });
+
+  test("without rows say so on stderr, and print nothing in a pipe", async () => {
+    expect(await plainly("project", "list")).toBe("no project matches\n");
+  });
+
+  test("--json is indented for a person", async () => {
+    const shown = await at("workspace", "get", "demo", "--json");
+    expect(shown).toMatch(/^\{\n {2}"as_of_seq": 3,\n/);
+    expect(JSON.parse(shown)).toMatchObject({ name: "demo" });
+  });
+});
+
+describe("sentences", () => {
+  test("say what has happened, by name and id", async () => {
+    expect(await at("workspace", "create", "spoken")).toMatch(
+      /^created workspace spoken \([0-9a-f-]{36}\)\n$/,
+    );
+    expect(await at("workspace", "close", "spoken", "--key", "s")).toMatch(/^closed workspace spoken \(/);
+    expect(await at("workspace", "close", "spoken")).toMatch(/^nothing changed: workspace spoken \(/);
+    expect(await at("workspace", "close", "spoken", "--key", "s")).toMatch(
+      /; it was done before, under this key\n$/,
+    );
+  });
+
+  test("a first command says that it started the daemon", async () => {
+    const { shown } = await atTerminal(["workspace", "create", "first"], { home: tempHome() });
+    expect(shown).toMatch(/^started the daemon \(pid \d+\)\ncreated workspace first /);
+  });
+
+  test("errors: the word in red, the code, the hint", async () => {
+    const { code, shown } = await atTerminal(["workspace", "create", "DEMO"], { home });
+    expect(code).toBe(5);
+    expect(shown).toContain(`${ESC}[31merror:${ESC}[39m`);
+    expect(Bun.stripANSI(shown)).toMatch(
+      /^error: .*\n {2}code: conflict\n {2}workspace_id: .*\n {2}hint: choose another name/,
+    );
+  });
+
+  test("status, ping, version, help are for reading", async () => {
+    expect(await plainly("daemon", "status")).toMatch(
+      /^state +running\npid +\d+\n[\s\S]*projections +all serving\n/,
+    );
+    expect(await plainly("daemon", "ping")).toMatch(/^pong from \S+, log at \d+, [\d.]+ ms\n$/);
+    expect(await plainly("version")).toMatch(/^mp \d+\.\d+\.\d+ \(/);
+    expect(await at()).toContain(`${ESC}[1mUsage:${ESC}[22m`);
+  });
+
+  test("logs are lines with a time, a level and a message", async () => {
+    expect(await plainly("daemon", "logs", "-n", "3")).toMatch(
+      /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d+ info {2}/m,
+    );
+  });
+});
+
+describe("events", () => {
+  test("are one line each: when, where, what, whom, by whom", async () => {
+    const shown = await plainly("events", "tail", "--from-start", "--count", "2");
+    expect(shown).toMatch(
+      /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d #1 +workspace\.created +demo by \S+\n.* #2 +workspace\.created +Grün by /,
+    );
+  });
+
+  test("Ctrl-C at the keyboard ends a tail with 130", async () => {
+    const { binary } = await import("../support/binary.ts");
+    let shown = "";
+    const child = Bun.spawn([binary(), "events", "tail", "--from-start"], {
+      env: { ...process.env, MP_HOME: home },
+      terminal: {
+        data(terminal, data) {
+          shown += new TextDecoder().decode(data);
+          if (shown.includes("Grün")) terminal.write("\u0003");
+        },
+      },
+    });
+    expect(await child.exited).toBe(130);
+    child.terminal?.close();
+  });
+});
+
+describe("long work", () => {
+  test("shows a bar at a terminal when it takes long enough, and takes it away again", async () => {
+    const here = tempHome();
+    await cli(here).out("daemon", "start");
+    await fill(here, 40_000);
+    const { code, shown } = await atTerminal(["log", "verify"], { home: here });
+    expect(code).toBe(0);
+    expect(shown).not.toContain('{"progress"');
+    expect(Bun.stripANSI(shown)).toMatch(/ok +true\nevents +40000\n/);
+  }, 60_000);
+});
+
+test("what the log holds cannot talk to the terminal", async () => {
+  const here = tempHome();
+  const evil = join(here, `x${ESC}]0;owned\u0007${ESC}[31mred\u202e`);
+  mkdirSync(evil);
+  await cli(here).out("workspace", "create", "evil", "--root-path", evil);
+  for (const args of [
+    ["workspace", "list"],
+    ["workspace", "get", "evil"],
+    ["events", "tail", "--no-follow"],
+  ]) {
+    const { shown } = await atTerminal(args, { home: here, columns: 300, env: { NO_COLOR: "1" } });
+    expect([args, shown.includes(ESC), shown.includes("\u0007"), shown.includes("\u202e")]).toEqual([
+      args,
+      false,
+      false,
+      false,
+    ]);
+    expect(shown).toMatch(/x(\\x1b|\\u001b)\]0;owned/);
+  }
+  // A pipe gets what is there: it is a program that reads it.
+  expect(await cli(here).out("workspace", "list")).toContain(`${ESC}]0;owned`);
+});

@@ -30,8 +30,9 @@ export const Name = Type.Refine(
 /** A path (SPEC §8): absolute and canonical, so without `.`, `..`, empty segments or a slash at the end. */
 export const Path = Type.String({
   maxLength: 4096,
+  // It looks at the length first, because a pattern is tried on a text of any length when errors are told.
   pattern:
-    "^(?:/|(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+|[A-Z]:\\\\(?:(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+(?:\\\\(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+)*)?)$",
+    "^(?![\\s\\S]{4097})(?:/|(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+|[A-Z]:\\\\(?:(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+(?:\\\\(?!\\.{1,2}(?:\\\\|$))[^\\\\/\\u0000]+)*)?)$",
   description: "an absolute, canonical path",
 });
 

@@ -127,6 +127,7 @@ describe("one connection", () => {
     };
     const { workspace_id } = items[0]!;
     must(await client.execute("workspace.close", { workspace_id }));
+    await create(daemon.socket, 1);
     const options: TailOptions = { after: 0, filter: { types: ["workspace.closed", "project.*"] } };
     await using line = await proxy(daemon.socket);
     const frames = tail({ socket: line.socket }, options);
@@ -140,7 +141,7 @@ describe("one connection", () => {
     while (next.kind !== "caught_up") next = (await frames.next()).value as TailFrame;
     line.cut();
     const gone = (await frames.next()).value;
-    expect(gone).toMatchObject({ kind: "disconnected", resume_after: 2_501 });
+    expect(gone).toMatchObject({ kind: "disconnected", resume_after: 2_502 });
     await frames.return();
 
     const streams = [`workspace/${workspace_id}`];

@@ -5,11 +5,11 @@
  * executable is what is measured. docs/bench.md says what each row does and has the figures of one machine.
  */
 import { rmSync } from "node:fs";
-import { cpus, loadavg } from "node:os";
+import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import type { BigLogPlan, BigLogResult } from "./biglog.ts";
 import { commands, latency } from "./commands.ts";
-import { launcher, temporaryFolder } from "./daemon.ts";
+import { launcher, machineTimes, othersShare, temporaryFolder } from "./daemon.ts";
 import { rebuilding, verifying } from "./derived.ts";
 import { memory, ping, start } from "./process.ts";
 import { type Bench, type BigLog, type Figure, type Floor, measured, missed, type Row } from "./row.ts";
@@ -95,16 +95,30 @@ function largeLog(home: string, events: number, say: (text: string) => void): ()
   };
 }
 
+/** A share of the CPU that others may have before it is worth a warning. */
+const QUIET = 0.05;
+
+interface Measured {
+  readonly figures: readonly Figure[];
+  /** The share of the CPU that other programs had meanwhile; 0 where nobody knows. */
+  readonly others: number;
+}
+
 /** Measure one row and tell what comes; a row that breaks is told and does not stop the others. */
-async function measureRow(row: Row, bench: Bench): Promise<readonly Figure[] | undefined> {
-  console.error(`${row.name}: ${row.what} (load average ${loadavg()[0]!.toFixed(1)})`);
+async function measureRow(row: Row, bench: Bench): Promise<Measured | undefined> {
+  console.error(`${row.name}: ${row.what}`);
+  const before = machineTimes();
   try {
     const figures = await row.measure(bench);
+    const after = machineTimes();
     for (const figure of figures) {
       bench.say(line(figure).join(" | "));
       for (const note of figure.notes) bench.say(`  ${note}`);
     }
-    return figures;
+    const others = before && after ? othersShare(before, after) : 0;
+    if (others > QUIET)
+      bench.say(`  other programs had ${Math.round(others * 100)} % of the CPU meanwhile: too low a figure`);
+    return { figures, others };
   } catch (error) {
     console.error(error);
     return undefined;
@@ -132,16 +146,21 @@ async function main(): Promise<number> {
   );
   const figures: Figure[] = [];
   const broken: string[] = [];
+  const noisy: string[] = [];
   for (const row of ROWS) {
     if (flags.only && !flags.only.includes(row.name)) continue;
     const found = await measureRow(row, bench);
-    if (found) figures.push(...found);
+    if (found) figures.push(...found.figures);
     else broken.push(row.name);
+    if (found && found.others > QUIET) noisy.push(`${row.name} (${Math.round(found.others * 100)} %)`);
   }
   rmSync(home, { recursive: true, force: true });
   if (flags.json)
-    console.log(JSON.stringify({ machine, quick: flags.quick, rounds: bench.rounds, figures, broken }));
+    console.log(
+      JSON.stringify({ machine, quick: flags.quick, rounds: bench.rounds, figures, broken, noisy }),
+    );
   else console.log(`\n${table(figures)}`);
+  if (noisy.length > 0) console.error(`other programs used the CPU meanwhile: ${noisy.join(", ")}`);
   if (broken.length > 0) console.error(`not measured, for an error: ${broken.join(", ")}`);
   const short = figures.filter(missed).map(({ name }) => name);
   if (short.length > 0) console.error(`MISSED: ${short.join("; ")}`);

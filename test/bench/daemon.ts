@@ -137,6 +137,35 @@ function statSeconds(stat: string): number {
   return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
+/** Clock ticks of CPU time so far: the whole machine's, idle ones too, the busy ones, and those of this bench. */
+export interface MachineTimes {
+  readonly all: number;
+  readonly busy: number;
+  /** Of this process and of every child of it that has ended. */
+  readonly own: number;
+}
+
+/** @returns undefined where there is no /proc */
+export function machineTimes(): MachineTimes | undefined {
+  if (!existsSync("/proc/stat")) return undefined;
+  const ticks = readFileSync("/proc/stat", "utf8").split("\n")[0]!.split(/ +/).slice(1, 9).map(Number);
+  const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0);
+  const [idle = 0, waiting = 0] = ticks.slice(3, 5);
+  const stat = readFileSync("/proc/self/stat", "utf8");
+  const own = stat
+    .slice(stat.lastIndexOf(")") + 2)
+    .split(" ")
+    .slice(11, 15)
+    .map(Number);
+  return { all: sum(ticks), busy: sum(ticks) - idle - waiting, own: sum(own) };
+}
+
+/** The share of the machine's CPU time that other programs had between two looks, 0 to 1. */
+export function othersShare(before: MachineTimes, after: MachineTimes): number {
+  const others = after.busy - before.busy - (after.own - before.own);
+  return Math.max(0, others / (after.all - before.all));
+}
+
 /** Resident memory of a process in MiB; undefined where there is no /proc. */
 export function residentMiB(pid: number): number | undefined {
   const path = `/proc/${pid}/status`;

@@ -130,8 +130,10 @@ async function end(timeout_ms: number): Promise<{ stopped: boolean; pid: number 
   const { isLocked } = await import("../daemon/lock.ts");
   const deadline = performance.now() + timeout_ms;
   let found = await look(here);
-  // It takes no signal and no request yet; soon it does.
-  while (found.state === "starting" && performance.now() < deadline) {
+  // It takes no signal and no request yet, or has not said who it is; soon it does.
+  const early = () =>
+    found.state === "starting" || (found.health !== undefined && !runs(found) && found.state !== "foreign");
+  while (early() && performance.now() < deadline) {
     await Bun.sleep(AGAIN_MS);
     found = await look(here);
   }

@@ -50,12 +50,15 @@ export function domainNouns(from: Registry = registry()): Readonly<Record<string
   return Object.fromEntries(from.aggregates.map(({ kind }) => [kind, nounOf(from, kind)]));
 }
 
+/** A verb is made when it is asked for: most runs need one. */
 function nounOf(from: Registry, kind: string): Noun {
-  const verbs: Record<string, Verb> = {};
+  const verbs = {};
+  const add = (type: string, make: () => Verb) =>
+    Object.defineProperty(verbs, verbOf(type), { enumerable: true, get: make });
   for (const entry of from.commands.values())
-    if (kindOf(entry.type) === kind) verbs[verbOf(entry.type)] = commandVerb(from, kind, entry);
+    if (kindOf(entry.type) === kind) add(entry.type, () => commandVerb(from, kind, entry));
   for (const entry of from.queries.values())
-    if (kindOf(entry.type) === kind) verbs[verbOf(entry.type)] = queryVerb(from, kind, entry);
+    if (kindOf(entry.type) === kind) add(entry.type, () => queryVerb(from, kind, entry));
   return { doc: docs[kind] ?? `Whatever is about a ${kind}.`, verbs };
 }
 

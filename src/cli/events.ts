@@ -145,7 +145,13 @@ const tail = verb(
     },
     frames: { type: "boolean", description: "also give the control frames (hello, caught_up, checkpoint …)" },
     "no-spawn": asking["no-spawn"],
-    timeout: { ...asking.timeout, description: "end with exit code 7 after this time" },
+    // Not from the environment: there it is how long an answer may take.
+    timeout: {
+      type: "string",
+      format: "duration",
+      valueHint: "TIME",
+      description: "end with exit code 7 after this time",
+    },
   },
   async (values, { out }) => {
     const chosen = (["after", "since", "from-start"] as const).filter(

@@ -4,10 +4,9 @@
  * Help that was asked for is data: it goes to stdout and the exit code is 0. Under `--json` it is a description of the
  * command that programs can read.
  */
-import { argsOf, asking, changing, type Ending, everywhere, type Noun, type Verb, verb } from "./command.ts";
-import { allNouns, nounNamed, verbs } from "./nouns.ts";
+import { argsOf, asking, changing, type Ending, everywhere, type Noun, type Verb } from "./command.ts";
 import type { Output } from "./output.ts";
-import { labelOf, usage } from "./parse.ts";
+import { labelOf } from "./parse.ts";
 
 type Bold = (text: string) => string;
 
@@ -25,18 +24,25 @@ const pairs = (rows: readonly (readonly [string, string])[]) => {
 const section = (bold: Bold, title: string, lines: readonly string[]) =>
   lines.length > 0 ? ["", bold(title), ...lines] : [];
 
+/** A name with its sentence. */
+export interface Entry {
+  readonly name: string;
+  readonly doc: string;
+}
+
 /** `mp`: what there is. */
-export async function overview(out: Output): Promise<Ending> {
-  const nouns = await allNouns();
-  const others = Object.entries(verbs).map(([name, { doc }]) => ({ name, doc }));
+export async function overview(
+  nouns: readonly Entry[],
+  others: readonly Entry[],
+  out: Output,
+): Promise<Ending> {
   if (out.asJson) {
     await out.json({ nouns, verbs: others });
     return 0;
   }
   const bold = await headings(out);
   const widest = Math.max(...[...nouns, ...others].map(({ name }) => name.length));
-  const rows = (all: readonly { name: string; doc: string }[]) =>
-    all.map(({ name, doc }) => `  ${name.padEnd(widest)}  ${doc}`);
+  const rows = (all: readonly Entry[]) => all.map(({ name, doc }) => `  ${name.padEnd(widest)}  ${doc}`);
   await out.print(
     `${[
       "One daemon, one log: people, CI jobs and agents change workspaces and projects only by",
@@ -184,12 +190,15 @@ const ENVIRONMENT: readonly (readonly [string, string])[] = [
   ["MP_TIMEOUT", "how long to wait, such as 30s (--timeout)"],
   ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
   ["NO_COLOR", "anything: no colour"],
+  ["MP_DEBUG", "1: say where in mp a bug was met"],
   ["XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR", "where things are without MP_HOME"],
 ];
 
-const TOPICS = ["exit-codes", "environment"];
+/** What `mp help` also knows about. */
+export const topics = ["exit-codes", "environment"] as const;
 
-async function topic(name: string, out: Output): Promise<Ending> {
+/** `mp help TOPIC`. */
+export async function topicHelp(name: (typeof topics)[number], out: Output): Promise<Ending> {
   if (name === "exit-codes") {
     const items = EXIT_CODES.map(([exit, meaning, when]) => ({ exit, meaning, when }));
     if (out.asJson) await out.json({ items });
@@ -205,33 +214,3 @@ async function topic(name: string, out: Output): Promise<Ending> {
   }
   return 0;
 }
-
-export const help = verb(
-  "Show help about a command or a topic.",
-  {
-    what: {
-      type: "positional",
-      valueHint: "NOUN|TOPIC",
-      description: `a noun, a command, or one of ${TOPICS.join(", ")}`,
-    },
-    verb: { type: "positional", valueHint: "VERB", description: "a verb of that noun" },
-  },
-  async (values, { out }): Promise<Ending> => {
-    const { what, verb: verbName } = values;
-    if (what === undefined) return overview(out);
-    if (verbName === undefined && TOPICS.includes(what)) return topic(what, out);
-    if (verbName === undefined && Object.hasOwn(verbs, what))
-      return verbHelp(`mp ${what}`, await verbs[what]!.load(), out);
-    const noun = await nounNamed(what);
-    if (!noun)
-      return usage(
-        `there is no command or topic '${what}'`,
-        `topics: ${TOPICS.join(", ")}; commands: mp help`,
-      );
-    if (verbName === undefined) return nounHelp(what, noun, out);
-    const found = Object.hasOwn(noun.verbs, verbName) ? noun.verbs[verbName] : undefined;
-    if (!found)
-      return usage(`mp ${what} has no verb '${verbName}'`, `it has ${Object.keys(noun.verbs).join(", ")}`);
-    return verbHelp(`mp ${what} ${verbName}`, found, out);
-  },
-);

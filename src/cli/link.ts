@@ -100,12 +100,15 @@ export function daemonLink(values: Partial<Asking & Changing>): Link {
     try {
       const response = await fetchFrom(at)(`${baseOf(at)}${path}`, {
         headers: { accept: "application/json" },
+        ...(values.timeout !== undefined && { signal: AbortSignal.timeout(values.timeout) }),
       });
       const text = await response.text();
       if (response.ok) return text;
       const found: unknown = JSON.parse(text);
       return isProblem(found) ? found : unavailable(at, "foreign");
     } catch (error) {
+      if (error instanceof Error && error.name === "TimeoutError")
+        return problem("timeout", `the daemon has not answered within ${values.timeout} ms`);
       return unavailable(at, failureOf(error), codeOf(error));
     }
   }

@@ -44,7 +44,6 @@ export const verbs: Readonly<Record<string, Lazy<Verb>>> = {
     doc: "Show the version of this program.",
     load: async () => (await import("./version.ts")).version,
   },
-  help: { doc: "Show help about a command or a topic.", load: async () => (await import("./help.ts")).help },
 };
 
 /** A noun by name, also an aggregate; undefined when there is none. */
@@ -56,7 +55,7 @@ export async function nounNamed(name: string): Promise<Noun | undefined> {
 }
 
 /** The name and sentence of every noun: aggregates after the daemon, the rest behind them. */
-export async function allNouns(): Promise<{ name: string; doc: string }[]> {
+export async function allNouns(): Promise<readonly { readonly name: string; readonly doc: string }[]> {
   const { domainNouns } = await import("./domain.ts");
   const own = Object.entries(nouns).map(([name, { doc }]) => ({ name, doc }));
   const aggregates = Object.entries(domainNouns()).map(([name, { doc }]) => ({ name, doc }));

@@ -16,7 +16,7 @@ import {
   type Verb,
 } from "./command.ts";
 import { complain } from "./exit.ts";
-import { nounNamed, nouns, verbs } from "./nouns.ts";
+import { allNouns, nounNamed, nouns, verbs } from "./nouns.ts";
 import { isTerminal, Output } from "./output.ts";
 import { parse, usage } from "./parse.ts";
 
@@ -66,8 +66,7 @@ async function locate(argv: readonly string[]): Promise<Located | Problem> {
   const wantsHelp = asksForHelp(argv);
 
   if (first === undefined) {
-    if (wantsHelp || argv.length === 0 || argv.every((word) => word === "--json"))
-      return { path: "mp", rest: [], help: async (out) => (await import("./help.ts")).overview(out) };
+    if (wantsHelp || argv.every((word) => word === "--json")) return { path: "mp", rest: [], help: overview };
     if (argv.some((word) => word === "--version" || word === "-V"))
       return {
         path: "mp version",
@@ -77,6 +76,7 @@ async function locate(argv: readonly string[]): Promise<Located | Problem> {
     const wrong = await parse(argv, before, "mp", {});
     return isProblem(wrong) ? wrong : usage("a noun is missing", "see 'mp --help'");
   }
+  if (first === "help") return aboutHelp(second, without(1));
   if (Object.hasOwn(verbs, first)) {
     const declared = await verbs[first]!.load();
     return helpOr({ path: `mp ${first}`, declared, rest: without(1) }, wantsHelp);
@@ -98,6 +98,27 @@ async function locate(argv: readonly string[]): Promise<Located | Problem> {
   const declared = Object.hasOwn(noun.verbs, second) ? noun.verbs[second] : undefined;
   if (!declared) return unknownVerb(first, second, Object.keys(noun.verbs));
   return helpOr({ path: `mp ${first} ${second}`, declared, rest: without(2) }, wantsHelp);
+}
+
+/** `mp help …` is the command line behind it with `--help`, or a topic. */
+async function aboutHelp(what: string | undefined, rest: readonly string[]): Promise<Located | Problem> {
+  const { topicHelp, topics } = await import("./help.ts");
+  const topic = topics.find((each) => each === what);
+  if (topic) {
+    const words = { topic: { type: "positional", description: "" }, ...everywhere } as const;
+    const wrong = await parse(rest, words, "mp help", {});
+    return isProblem(wrong)
+      ? wrong
+      : { path: `mp help ${topic}`, rest: [], help: (out) => topicHelp(topic, out) };
+  }
+  const found = await locate(["--help", ...rest]);
+  return isProblem(found) ? { ...found, hint: `${found.hint}; topics: ${topics.join(", ")}` } : found;
+}
+
+async function overview(out: Output): Promise<Ending> {
+  const help = { name: "help", doc: "Show help about a command, or a topic: exit-codes, environment." };
+  const others = [...Object.entries(verbs).map(([name, { doc }]) => ({ name, doc })), help];
+  return (await import("./help.ts")).overview(await allNouns(), others, out);
 }
 
 function takesValue(word: string): boolean {
@@ -134,7 +155,12 @@ async function unknownNoun(name: string): Promise<Problem> {
     import("../kernel/registry.ts"),
     import("./domain.ts"),
   ]);
-  const near = nearest(name, [...Object.keys(nouns), ...Object.keys(domainNouns()), ...Object.keys(verbs)]);
+  const near = nearest(name, [
+    ...Object.keys(nouns),
+    ...Object.keys(domainNouns()),
+    ...Object.keys(verbs),
+    "help",
+  ]);
   return usage(
     `there is no command 'mp ${name}'`,
     `${didYouMean(near.map((each) => `mp ${each}`))}see 'mp --help'`,

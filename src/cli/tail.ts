@@ -39,7 +39,7 @@ const GRACE_MS = 500;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** Why a tail is over, where it is not the last frame that says so. */
-type End = "count" | "idle" | "end" | "timeout" | "SIGINT" | "SIGTERM";
+type End = "count" | "idle" | "end" | "gone" | "timeout" | "SIGINT" | "SIGTERM";
 
 /**
  * Follow the log until one of the ends.
@@ -54,6 +54,14 @@ export async function follow(
     filter,
   }: { readonly out: Output; readonly link: Link; readonly filter: () => Promise<TailFilter | Problem> },
 ): Promise<Ending> {
+  const file = wanted["cursor-file"] === undefined ? undefined : new CursorFile(wanted["cursor-file"]);
+  const cursor = file?.read();
+  if (isProblem(cursor)) return cursor;
+  const target = await link.address();
+  if (isProblem(target)) return target;
+  const chosen = await filter();
+  if (isProblem(chosen)) return chosen;
+
   const stop = new AbortController();
   let over: End | undefined;
   const finish = (end: End) => {
@@ -65,15 +73,7 @@ export async function follow(
   process.once("SIGTERM", () => finish("SIGTERM"));
   const timer = wanted.timeout === undefined ? undefined : alarm(wanted.timeout, () => finish("timeout"));
 
-  const file = wanted["cursor-file"] === undefined ? undefined : new CursorFile(wanted["cursor-file"]);
-  const cursor = file?.read();
-  if (isProblem(cursor)) return cursor;
-  const target = await link.address();
-  if (isProblem(target)) return target;
-  const chosen = await filter();
-  if (isProblem(chosen)) return chosen;
-
-  const sink = new Sink(out, file, stop.signal);
+  const sink = new Sink(out, file, stop.signal, () => finish("gone"));
   const draw = out.asJson ? undefined : await drawer(out);
   const idle = wanted["until-idle"];
   let idleTimer: Timer | undefined;
@@ -126,6 +126,7 @@ export async function follow(
         away = true;
       }
       if (frame.kind === "caught_up") {
+        if (!live && lines === 0 && until === undefined) await waiting(out, frame.seq_global);
         live = true;
         quietFromNow(true);
       }
@@ -197,6 +198,11 @@ async function shown(frame: ControlFrame, out: Output): Promise<string> {
   return "";
 }
 
+/** A person who sees nothing wants to know that this is right. */
+async function waiting(out: Output, seq: number): Promise<void> {
+  if (out.terminal && !out.asJson) await note(`waiting for what comes after #${seq}; Ctrl-C ends it`);
+}
+
 /** News about the connection, for whoever watches stderr. */
 async function tell(out: Output, words: string, frame: ControlFrame): Promise<void> {
   await note(out.asJson ? JSON.stringify(frame) : words);
@@ -213,6 +219,8 @@ class Sink {
     readonly out: Output,
     readonly file: CursorFile | undefined,
     readonly signal: AbortSignal,
+    /** Called when a write fails: the daemon may be silent for long, so nobody would ask. */
+    readonly onStopped: () => void,
   ) {}
 
   /**
@@ -243,6 +251,7 @@ class Sink {
       if (cursor) this.#failed ??= this.file?.write(cursor);
     }
     this.#writing = undefined;
+    if (this.#stopped) this.onStopped();
   }
 
   /** Wait until everything is out, at most `most_ms` milliseconds where that is given. */

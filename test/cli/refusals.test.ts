@@ -40,7 +40,7 @@ describe("the command line itself: exit code 2", () => {
     [["workspace", "list", "--cursor", "nonsense"], "--cursor must be the 'next' of an earlier page"],
     [["workspace", "create", "a\nb"], "NAME must be 1–128 characters"],
     [["workspace", "create", "x".repeat(129)], "NAME must not have more than 128"],
-    [["workspace", "create", "a", "--key", "with space"], "--key must be 1–200 printable ASCII"],
+    [["workspace", "create", "a", "--key", "schlüssel"], "--key must be 1–200 printable ASCII"],
     [["workspace", "create", "a", "--trace-id", "42"], "--trace-id must be 32 hex digits"],
     [["workspace", "get", "a\u0007b"], "is neither the id nor the name of a workspace"],
     [["project", "create", "x"], "--workspace is missing"],
@@ -67,7 +67,8 @@ describe("the command line itself: exit code 2", () => {
     [["explain"], "CODE|REASON is missing"],
     [["errors", "extra"], "unexpected argument 'extra'"],
     [["help", "workspace", "craete"], "has no verb 'craete'"],
-    [["help", "nothing"], "there is no command or topic 'nothing'"],
+    [["help", "nothing"], "topics: exit-codes, environment"],
+    [["help", "exit-codes", "more"], "unexpected argument 'more'"],
     [["version", "--verbose"], "unknown flag --verbose"],
   ];
   for (const [args, says] of rows)
@@ -78,9 +79,11 @@ describe("the command line itself: exit code 2", () => {
 
 describe("the other exit codes", () => {
   test("1: a log that does not verify is in reports.test.ts; an output that cannot be written is here", async () => {
-    const { code, stdout, stderr } = await shell("mp workspace list > /dev/full", home);
-    expect([code, stdout]).toEqual([1, ""]);
-    expect(stderr).toContain("the output cannot be written: ENOSPC");
+    for (const command of ["workspace list", "workspace get demo --json", "events tail --from-start"]) {
+      const { code, stdout, stderr } = await shell(`mp ${command} > /dev/full`, home);
+      expect([code, stdout]).toEqual([1, ""]);
+      expect(stderr).toContain("the output cannot be written: ENOSPC");
+    }
   });
 
   test("3: not found", async () => {
@@ -195,7 +198,7 @@ describe("the problem on stderr", () => {
   });
 
   test("names every place that is wrong as the command line calls it", async () => {
-    const said = await refused(2, "workspace", "create", "x".repeat(200), "--key", "with space");
+    const said = await refused(2, "workspace", "create", "x".repeat(200), "--key", "schlüssel");
     expect(said).toMatch(/\n {2}NAME must /);
     expect(said).toMatch(/\n {2}--key must be 1–200 printable ASCII/);
     expect(said).not.toContain("/payload");

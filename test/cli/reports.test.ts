@@ -49,7 +49,7 @@ describe("projection", () => {
 
   test("rebuild --no-wait returns at once; --json gives the receipt", async () => {
     expect(await out("projection", "rebuild", "--no-wait")).toBe(
-      "workspace\trebuilding\nproject\trebuilding\n",
+      "workspace\trebuilding\nproject\trebuilding",
     );
     const { stdout } = await work(0, "projection", "rebuild", "workspace", "--json", "--key", "rebuild-1");
     expect(JSON.parse(stdout)).toMatchObject({

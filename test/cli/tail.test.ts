@@ -236,6 +236,17 @@ describe("when it ends", () => {
     expect([stdout, stderr]).toEqual(["1\ncode 0\n", ""]);
   });
 
+  test("0 when the reader goes while nothing happens, as soon as there is something to say", async () => {
+    const { as_of_seq } = await json<{ as_of_seq: number }>("daemon", "ping");
+    const live = start(["events", "tail", "--json", "--after", String(as_of_seq)], { home });
+    const reader = live.stdout.getReader();
+    await out("workspace", "create", "for-the-reader");
+    await reader.read();
+    await reader.cancel();
+    await out("workspace", "create", "for-nobody");
+    expect(await live.exited).toBe(0);
+  });
+
   test("6 with --no-spawn and no daemon", async () => {
     expect(await cli(tempHome()).refused(6, "events", "tail", "--no-spawn")).toContain("mp daemon start");
   });
@@ -307,6 +318,25 @@ describe("the cursor file", () => {
       }
     }
     expect([seen.size, kills > 0]).toEqual([5_000, true]);
+  });
+
+  test("does not move while the reader does not read", async () => {
+    const here = tempHome();
+    await cli(here).out("daemon", "start");
+    await fill(here, 5_000);
+    const file = join(here, "cursor");
+    // More than a pipe holds: it is stuck in a write when the first byte can be read, and dies there.
+    const { code, stdout } = await shell(
+      `mkfifo "$MP_HOME/pipe"
+       mp events tail --from-start --json --cursor-file "$MP_HOME/cursor" > "$MP_HOME/pipe" &
+       exec 3< "$MP_HOME/pipe"
+       head -c 1 <&3; kill -9 $!; wait $! 2>/dev/null; cat <&3`,
+      here,
+    );
+    expect(code).toBe(0);
+    const written = stdout.split("\n").slice(0, -1);
+    expect(written.length).toBeLessThan(5_000);
+    expect(existsSync(file) ? read(file).seq_global : 0).toBeLessThanOrEqual(written.length);
   });
 
   test("that cannot be written is refused before anything is shown", async () => {

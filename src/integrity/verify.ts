@@ -9,12 +9,10 @@
  * WAL from starting over while writers go on.
  */
 import type { Database } from "bun:sqlite";
-import { Type } from "typebox";
-import type { Event } from "../kernel/aggregate.ts";
 import { checkSchema, DatabaseRefused } from "../kernel/database.ts";
-import { LogReader, leafHash, originHash, storedLogId } from "../kernel/log.ts";
+import { LogReader, leafHash, originHash, type Row, storedLogId } from "../kernel/log.ts";
 import { type Registry, schemaOf } from "../kernel/registry.ts";
-import { Id, matches, object, oneOf, Seq, Sha256, Time } from "../kernel/schema.ts";
+import { matches } from "../kernel/schema.ts";
 
 export interface LogCheck {
   readonly as_of_seq: number;
@@ -28,37 +26,50 @@ export interface LogCheck {
   readonly first_bad: { readonly seq_global: number; readonly problem: string } | null;
 }
 
-/** The envelope of SPEC §4. */
-const Envelope = object({
-  actor: object({
-    id: Type.String(),
-    kind: oneOf("user", "session", "system", "ci", "service"),
-    on_behalf_of: Type.Optional(object({ id: Type.String(), kind: Type.String() })),
-  }),
-  causality: object({
-    command_id: Id,
-    idempotency_key: Type.String(),
-    parent_event_id: Type.Optional(Id),
-  }),
-  event_id: Id,
-  event_type: Type.String(),
-  payload: Type.Unknown(),
-  prev_hash: Sha256,
-  project_id: Type.Optional(Type.String()),
-  schema_version: Type.Integer({ minimum: 1 }),
-  seq_global: Seq,
-  seq_stream: Seq,
-  stream: Type.String(),
-  subject: object({ id: Type.String(), kind: Type.String() }),
-  timestamp: Time,
-  trace_id: Type.String(),
-  workspace_id: Type.Optional(Type.String()),
-});
+/**
+ * The envelope of SPEC §4 as its RFC 8785 bytes: its members are known, so they stand in this order and in no other form.
+ * To look at it with one expression takes half the time of parsing it. Nothing a client sends becomes part of it.
+ */
+const TEXT = '"(?:[^"\\\\\\u0000-\\u001f]|\\\\.)*"';
+const ID = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}";
+const NUMBER = "[1-9][0-9]{0,15}";
+const ENVELOPE = new RegExp(
+  [
+    `^{"actor":{"id":${TEXT},"kind":"(?:user|session|system|ci|service)"(?:,"on_behalf_of":{"id":${TEXT},"kind":${TEXT}})?}`,
+    `"causality":{"command_id":"(?<command_id>${ID})","idempotency_key":${TEXT}(?:,"parent_event_id":"${ID}")?}`,
+    `"event_id":"(?<event_id>${ID})"`,
+    `"event_type":"(?<event_type>[a-z_]+[.][a-z_]+)"`,
+    `"payload":(?<payload>{.*})`,
+    `"prev_hash":"(?<prev_hash>[0-9a-f]{64})"(?:,"project_id":"(?<project_id>[^" ]+)")?`,
+    `"schema_version":(?<schema_version>${NUMBER})`,
+    `"seq_global":(?<seq_global>${NUMBER})`,
+    `"seq_stream":(?<seq_stream>${NUMBER})`,
+    `"stream":"(?<stream>(?<kind>[a-z_]+)/(?<id>[^" ]+))"`,
+    `"subject":{"id":"\\k<id>","kind":"\\k<kind>"}`,
+    `"timestamp":"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z"`,
+    `"trace_id":"[0-9a-f]{32}"(?:,"workspace_id":"(?<workspace_id>[^" ]+)")?}$`,
+  ].join(","),
+  "s",
+);
 
-const PAGE = 5_000;
+/** What the expression finds in an envelope. */
+interface Found {
+  readonly command_id: string;
+  readonly event_id: string;
+  readonly event_type: string;
+  readonly payload: string;
+  readonly prev_hash: string;
+  readonly project_id?: string;
+  readonly schema_version: string;
+  readonly seq_global: string;
+  readonly seq_stream: string;
+  readonly stream: string;
+  readonly kind: string;
+  readonly workspace_id?: string;
+}
+
+const PAGE = 256;
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-
-type Row = ReturnType<LogReader["rows"]>[number];
 
 /** What of the event before an event is checked against. */
 interface Before {
@@ -84,7 +95,7 @@ export function verifyLog(
   const log_id = storedLogId(db) ?? "";
   const reader = new LogReader(db);
   const head = reader.head();
-  const noted = new Set(reader.versions().map(versionName));
+  const noted = new Set(reader.versions().map((each) => `${each.event_type} ${each.schema_version}`));
   let before: Before = {
     seq_global: 0,
     prev_hash: "",
@@ -113,7 +124,7 @@ export function verifyLog(
       const found = checkRow(registry, row, before);
       if (typeof found === "string") return result({ seq_global: before.seq_global + 1, problem: found });
       if (found.prev_hash !== before.leaf) return result(brokenChain(reader, row));
-      if (!noted.has(versionName(row)))
+      if (!noted.has(`${found.event_type} ${found.schema_version}`))
         return result({
           seq_global: row.seq_global,
           problem: "its type and version are not in event_versions",
@@ -122,8 +133,8 @@ export function verifyLog(
         seq_global: row.seq_global,
         prev_hash: before.leaf,
         leaf: leafHash(row.body),
-        event_id: row.event_id,
-        command_id: found.causality.command_id,
+        event_id: found.event_id,
+        command_id: found.command_id,
         command_end: row.command_end,
       };
     }
@@ -143,43 +154,45 @@ export function verifyLog(
   return result(null);
 }
 
-function versionName(row: { readonly event_type: string; readonly schema_version: number }): string {
-  return `${row.event_type} ${row.schema_version}`;
-}
-
-/** The event in a row that is right in itself; else what is wrong with it. */
-function checkRow(registry: Registry, row: Row, before: Before): Event | string {
+/** What is in a row that is right in itself; else what is wrong with it. */
+function checkRow(registry: Registry, row: Row, before: Before): Found | string {
   if (row.seq_global !== before.seq_global + 1) return "the event is missing";
-  const event = parse(row.body);
-  if (event === undefined) return "the body is not JSON in UTF-8";
-  if (!matches(Envelope, event)) return "the body is not the envelope of an event";
-  if (
-    event.seq_global !== row.seq_global ||
-    event.event_id !== row.event_id ||
-    event.stream !== row.stream ||
-    event.seq_stream !== row.seq_stream ||
-    event.event_type !== row.event_type ||
-    event.schema_version !== row.schema_version ||
-    (event.workspace_id ?? null) !== row.workspace_id ||
-    (event.project_id ?? null) !== row.project_id ||
-    event.subject.kind !== row.subject_kind ||
-    event.stream !== `${event.subject.kind}/${event.subject.id}`
-  )
+  const text = decoded(row.body);
+  const found = text === undefined ? undefined : (ENVELOPE.exec(text)?.groups as Found | undefined);
+  if (text === undefined || !found)
+    return parsed(text) === undefined
+      ? "the body is not JSON in UTF-8"
+      : "the body is not a canonical envelope";
+  const { event_id, event_type, schema_version, stream, kind } = found;
+  const columns = `${event_id} ${stream} ${found.seq_stream} ${event_type} ${schema_version} ${found.workspace_id ?? ""} ${
+    found.project_id ?? ""
+  } ${kind}`;
+  if (Number(found.seq_global) !== row.seq_global || columns !== row.columns)
     return "a look-up column differs from the body";
-  if (event.event_id <= before.event_id) return "its event_id is not greater than the one before";
-  if ((event.causality.command_id !== before.command_id) !== (before.command_end === 1))
+  if (event_id <= before.event_id) return "its event_id is not greater than the one before";
+  if ((found.command_id !== before.command_id) !== (before.command_end === 1))
     return "command_end is wrong on the event before, or its command is split";
-  const entry = registry.events.get(event.event_type);
-  const schema = entry && schemaOf(entry.spec, event.schema_version);
-  if (!schema)
-    return `${event.event_type} version ${event.schema_version} has no path to a version this mp knows`;
-  if (!matches(schema, event.payload)) return `the payload breaks the schema of ${event.event_type}`;
-  return event as Event;
+  const entry = registry.events.get(event_type);
+  const schema = entry && schemaOf(entry.spec, Number(schema_version));
+  if (!schema) return `${event_type} version ${schema_version} has no path to a version this mp knows`;
+  // The rest of the text is known to be JSON, but for escapes.
+  const payload = parsed(text.includes("\\") ? text : found.payload);
+  if (payload === undefined) return "the body is not JSON in UTF-8";
+  const value = text.includes("\\") ? (payload as { payload: unknown }).payload : payload;
+  return matches(schema, value) ? found : `the payload breaks the schema of ${event_type}`;
 }
 
-function parse(body: Uint8Array): unknown {
+function decoded(body: Uint8Array): string | undefined {
   try {
-    return JSON.parse(decoder.decode(body));
+    return decoder.decode(body);
+  } catch {
+    return undefined;
+  }
+}
+
+function parsed(text: string | undefined): unknown {
+  try {
+    return text === undefined ? undefined : JSON.parse(text);
   } catch {
     return undefined;
   }
@@ -192,9 +205,8 @@ function parse(body: Uint8Array): unknown {
 function brokenChain(reader: LogReader, row: Row): NonNullable<LogCheck["first_bad"]> {
   const seq = row.seq_global;
   const [next] = reader.rows(seq, seq + 1);
-  const after = next && parse(next.body);
-  const vouched = matches(Envelope, after) && after.prev_hash === leafHash(row.body);
-  return seq > 1 && vouched
+  const after = next && ENVELOPE.exec(decoded(next.body) ?? "")?.groups?.prev_hash;
+  return seq > 1 && after === leafHash(row.body)
     ? { seq_global: seq - 1, problem: "its bytes are not those that the next event was chained to" }
     : {
         seq_global: seq,

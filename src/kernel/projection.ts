@@ -20,6 +20,9 @@ const decoder = new TextDecoder();
 /** Events per step of a rebuild: a step is short, so that commands wait behind it for milliseconds only. */
 const STEP_EVENTS = 2_000;
 
+/** Events per read of the log: of the largest size they are 8 MB. */
+const READ_EVENTS = 128;
+
 /** The tables of a generation that is being built stand beside the serving ones under this suffix. */
 const NEXT = "__next";
 
@@ -145,6 +148,10 @@ function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>, suffi
       ];
     }),
   );
+}
+
+function* bodies(log: LogReader, after: number, upTo: number): Generator<Uint8Array> {
+  for (let at = after; at < upTo; at += READ_EVENTS) yield* log.bodies(at, Math.min(upTo, at + READ_EVENTS));
 }
 
 interface Projection {
@@ -324,7 +331,7 @@ export class Projections {
 
   /** @param at told which event is being applied, so that the one that cannot be is known */
   #applyNext(projection: Projection, after: number, upTo: number, at: { seq: number }): void {
-    for (const body of this.log.bodies(after, upTo)) {
+    for (const body of bodies(this.log, after, upTo)) {
       at.seq += 1;
       const event = JSON.parse(decoder.decode(body)) as Event;
       applyTo(this.registry, projection.aggregate, projection.next, event);
@@ -533,7 +540,7 @@ export function verifyProjections(
     while (done < head) {
       const upTo = Math.min(head, done + STEP_EVENTS);
       scratch.transaction(() => {
-        for (const body of log.bodies(done, upTo)) applyScratch(registry, models, body, ++done);
+        for (const body of bodies(log, done, upTo)) applyScratch(registry, models, body, ++done);
       })();
       // A hole in the log is for log.verify to name.
       done = upTo;

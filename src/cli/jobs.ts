@@ -29,17 +29,15 @@ export async function longQuery<T extends "log.verify" | "projection.verify">(
   });
   const watch = (async () => {
     for (;;) {
-      await Promise.race([answer.catch(() => undefined), Bun.sleep(LOOK_MS)]);
+      await Promise.race([answer, Bun.sleep(LOOK_MS)]);
       if (done) return;
       const status = await link.query("daemon.status", {});
-      const job = isProblem(status) ? undefined : status.jobs.find((each) => each.type === type);
+      const job = isProblem(status) ? undefined : status.jobs.findLast((each) => each.type === type);
       if (job && !done) await told.report(job.done, job.of);
     }
   })();
-  try {
-    return await answer;
-  } finally {
-    await watch;
-    await told.end();
-  }
+  const found = await answer;
+  await watch;
+  await told.end(!isProblem(found));
+  return found;
 }

@@ -12,8 +12,8 @@ const BAR_AFTER_MS = 300;
 export interface Progress {
   /** Say how far it is; `of` 0 while nobody knows. */
   report(done: number, of: number): Promise<void>;
-  /** Take the bar away, or say the last line. */
-  end(): Promise<void>;
+  /** Take the bar away; say a last line when all of it is done. */
+  end(complete: boolean): Promise<void>;
 }
 
 /** @param work what is under way, for instance `log.verify` */
@@ -32,7 +32,8 @@ function lines(work: string): Progress {
       said = performance.now();
       await say();
     },
-    async end() {
+    async end(complete) {
+      if (!complete) return;
       last = { done: last.of, of: last.of };
       await say();
     },

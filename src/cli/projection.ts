@@ -3,6 +3,7 @@
  *
  * The daemon rebuilds in the background whether anyone waits or not; `rebuild` waits by looking at the list.
  */
+import { freshKey } from "../client/client.ts";
 import type { Ask } from "../client/types.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, changing, type Noun, verb } from "./command.ts";
@@ -48,13 +49,16 @@ const rebuild = verb(
   async (values, { out }) => {
     const { name, timeout } = values;
     const from = performance.now();
-    const link = daemonLink(values);
-    const receipt = await link.execute("projection.rebuild", name === undefined ? {} : { name });
+    const link = daemonLink({ ...values, key: values.key ?? freshKey() });
+    const payload = name === undefined ? {} : { name };
+    const receipt = await link.execute("projection.rebuild", payload);
     if (isProblem(receipt)) return receipt;
     const { projections } = receipt.result as { readonly projections: readonly string[] };
     if (!values["no-wait"]) {
-      const left = timeout === undefined ? Number.POSITIVE_INFINITY : timeout - (performance.now() - from);
-      const rebuilt = await waitFor(link, projections, left);
+      // The writer answers in order: once it has answered this again, the list knows of the rebuild.
+      const again = await link.execute("projection.rebuild", payload);
+      if (isProblem(again)) return again;
+      const rebuilt = await waitFor(link, projections, from + (timeout ?? Number.POSITIVE_INFINITY));
       if (isProblem(rebuilt)) return rebuilt;
       const stopped = rebuilt.find(({ status }) => status === "stopped");
       if (stopped)
@@ -72,37 +76,39 @@ const rebuild = verb(
   { pointers: { "/payload/name": "NAME" }, notes: ["A pipe gets TSV: name, rebuilt|rebuilding."] },
 );
 
-/** Wait until none of these is being rebuilt. */
-async function waitFor(link: Link, names: readonly string[], timeout_ms: number): Promise<Listed | Problem> {
-  const deadline = performance.now() + timeout_ms;
+/**
+ * Wait until none of these is being rebuilt. Call when the daemon's list says that they are.
+ * @param deadline on the clock of `performance.now()`
+ */
+async function waitFor(link: Link, names: readonly string[], deadline: number): Promise<Listed | Problem> {
   const told = await progress("projection.rebuild");
-  let quiet = 0;
-  try {
-    for (;;) {
-      const answer = await link.query("projection.list", {});
-      if (isProblem(answer)) return answer;
-      const wanted = answer.items.filter(({ name }) => names.includes(name));
-      const under = wanted.filter(({ status }) => status === "rebuilding");
-      const of = names.length * answer.as_of_seq;
-      const left = under.reduce((sum, each) => sum + answer.as_of_seq - (each.rebuilt_to_seq ?? 0), 0);
-      await told.report(of - left, of);
-      // Twice: the first look may come before the daemon's front has heard that the rebuild began.
-      quiet = under.length === 0 ? quiet + 1 : 0;
-      if (quiet === 2) return wanted;
-      if (performance.now() > deadline)
-        return problem(
-          "timeout",
-          `not rebuilt within ${Math.round(timeout_ms)} ms; the daemon goes on with it`,
-          {
-            hint: "see 'mp projection list', or allow more time with --timeout",
-          },
-        );
-      await Bun.sleep(quiet === 1 ? LOOK_MS / 4 : LOOK_MS);
+  for (;;) {
+    const answer = await link.query("projection.list", {});
+    const late = performance.now() > deadline;
+    if (isProblem(answer) || late) {
+      await told.end(false);
+      return isProblem(answer) ? answer : LATE;
     }
-  } finally {
-    await told.end();
+    const wanted = answer.items.filter(({ name }) => names.includes(name));
+    const under = wanted.filter(({ status }) => status === "rebuilding");
+    const of = names.length * answer.as_of_seq;
+    const left = under.reduce((sum, each) => sum + answer.as_of_seq - (each.rebuilt_to_seq ?? 0), 0);
+    await told.report(of - left, of);
+    if (under.length === 0) {
+      await told.end(true);
+      return wanted;
+    }
+    await Bun.sleep(LOOK_MS);
   }
 }
+
+const LATE = problem(
+  "timeout",
+  "the rebuild takes longer than --timeout allows; the daemon goes on with it",
+  {
+    hint: "see 'mp projection list', or allow more time with --timeout",
+  },
+);
 
 const VERIFY = ["name", "ok", "as_of_seq", "digest", "rebuilt_digest", "error"].map((name) => ({ name }));
 

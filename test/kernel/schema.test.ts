@@ -157,6 +157,15 @@ describe("errors", () => {
     expect(schemaErrors(Id, "x")[0]!.message).toBe("must be a UUIDv7, lower case");
   });
 
+  test("a union is one place, whatever is wrong inside its branches", () => {
+    const Either = object({ it: Type.Union([object({ a: Type.Integer() }), object({ b: Type.Integer() })]) });
+    const none = [{ pointer: "/it", message: "has none of the allowed forms" }];
+    for (const it of [5, {}, { a: "1" }, { b: "1" }, { a: 1, b: 1 }, { c: 1 }])
+      expect([it, schemaErrors(Either, { it })]).toEqual([it, none]);
+    expect(schemaErrors(Outer, { ...right, maybe: "x" })).toEqual([{ ...none[0]!, pointer: "/maybe" }]);
+    expect(schemaErrors(Either, { it: { a: 1 } })).toEqual([]);
+  });
+
   test("pointers are escaped as RFC 6901 says", () => {
     expect(pointers({ ...right, "a/b~c": 1, "": 2, " ": 3 }).sort()).toEqual(["/", "/ ", "/a~1b~0c"]);
   });

@@ -72,10 +72,10 @@ export function app({
       const trace_id = traceOf(request);
       if (code === "NOT_FOUND") {
         const caller = gate(request);
-        return refused<Response>(isProblem(caller) ? caller : noSuchRoute, trace_id);
+        return refused<never>(isProblem(caller) ? caller : noSuchRoute, trace_id);
       }
       onBug(trace_id, error);
-      return refused<Response>(problem("internal", "the request met a bug"), trace_id);
+      return refused<never>(problem("internal", "the request met a bug"), trace_id);
     })
     .get("/health", ({ request }) => {
       const refusal = originRefusal(request);
@@ -90,9 +90,9 @@ export function app({
       // And before every route, whatever its method: a HEAD runs what a GET runs, and neither is parsed.
       beforeHandle: ({ request, body }) => {
         const caller = gate(request);
-        if (isProblem(caller)) return refused<Response>(caller, traceOf(request));
+        if (isProblem(caller)) return refused<never>(caller, traceOf(request));
         if (!((body as unknown) instanceof Unreadable)) return undefined;
-        return refused<Response>((body as unknown as Unreadable).problem, traceOf(request));
+        return refused<never>((body as unknown as Unreadable).problem, traceOf(request));
       },
     })
     .post(
@@ -123,11 +123,11 @@ export function app({
     .get("/v1/events/:event_id", ({ params, request }): object => oneEvent(hub, request, params.event_id))
     .get("/v1/stream", ({ request, server }) => {
       const leave = admit();
-      if (isProblem(leave)) return refused<Response>(leave, traceOf(request));
+      if (isProblem(leave)) return refused<never>(leave, traceOf(request));
       const data = connection(hub, dispatch, callerOf(gate, request), onBug, leave);
       if (server?.upgrade(request, { data })) return undefined;
       leave();
-      return refused<Response>(
+      return refused<never>(
         problem("malformed_request", "this route is a WebSocket", { hint: "send an upgrade" }),
         traceOf(request),
       );

@@ -51,7 +51,7 @@ export interface Older {
 }
 export type OlderVersions = Readonly<Record<number, Older>>;
 
-export interface CommandSpec<P extends TProperties = TProperties> {
+export interface CommandSpec<P extends TProperties = TProperties, R extends TSchema = TSchema> {
   readonly doc: string;
   readonly version: number;
   readonly payload: TObject<P>;
@@ -59,7 +59,7 @@ export interface CommandSpec<P extends TProperties = TProperties> {
   /** True for commands that make their subject; the daemon chooses its id. */
   readonly creates: boolean;
   /** Schema of the receipt's `result`. */
-  readonly result: TSchema;
+  readonly result: R;
 }
 
 /**
@@ -69,18 +69,18 @@ export interface CommandSpec<P extends TProperties = TProperties> {
  * @param more `creates`: it makes its subject; `result`: what the receipt's `result` holds; `version` and `older` once
  *   the payload has changed
  */
-export function command<P extends TProperties>(
+export function command<P extends TProperties, R extends TSchema = TObject<Record<never, never>>>(
   fields: P,
   doc: string,
-  more: { creates?: boolean; result?: TSchema; version?: number; older?: OlderVersions } = {},
-): CommandSpec<P> {
+  more: { creates?: boolean; result?: R; version?: number; older?: OlderVersions } = {},
+): CommandSpec<P, R> {
   return {
     doc,
     version: more.version ?? 1,
     payload: object(fields),
     older: more.older ?? {},
     creates: more.creates ?? false,
-    result: more.result ?? object({}),
+    result: more.result ?? (object({}) as TSchema as R),
   };
 }
 
@@ -173,16 +173,17 @@ export interface Rows<R> {
   delete(where: Where<R>): void;
 }
 
-export interface QuerySpec<P extends TProperties = TProperties> {
+export interface QuerySpec<P extends TProperties = TProperties, A extends TSchema = TSchema> {
   readonly doc: string;
   readonly version: number;
   readonly params: TObject<P>;
   /** Schema of the whole answer. */
-  readonly answer: TSchema;
+  readonly answer: A;
 }
 
 /** A query that reads an aggregate's read model. The kernel's own queries are answered by the daemon instead. */
-export interface ReadQuery<P extends TProperties = TProperties> extends QuerySpec<P> {
+export interface ReadQuery<P extends TProperties = TProperties, A extends TSchema = TSchema>
+  extends QuerySpec<P, A> {
   run(read: Read, params: never): object | Refused;
 }
 
@@ -193,12 +194,12 @@ export interface ReadQuery<P extends TProperties = TProperties> extends QuerySpe
  * @param doc one sentence
  * @param run reads and answers, without `as_of_seq`; a `Refused` where there is no such thing
  */
-export function query<P extends TProperties>(
+export function query<P extends TProperties, A extends TSchema>(
   params: P,
-  answer: TSchema,
+  answer: A,
   doc: string,
   run: (read: Read, params: Static<TObject<P>> & { limit?: number; cursor?: string }) => object | Refused,
-): ReadQuery<P> {
+): ReadQuery<P, A> {
   return { doc, version: 1, params: object(params), answer, run: run as ReadQuery["run"] };
 }
 

@@ -4,7 +4,7 @@
  * Always holds: objects refuse unknown fields at every depth, nothing is coerced (SPEC §2). Validators are
  * compiled on first use, because compiling costs about a millisecond and a CLI call needs none of them.
  */
-import { type Static, type TArray, type TObject, type TProperties, type TSchema, Type } from "typebox";
+import { type Static, type TObject, type TProperties, type TSchema, Type } from "typebox";
 import { Compile } from "typebox/compile";
 import { Settings } from "typebox/system";
 import type { SchemaError } from "./problems.ts";
@@ -65,7 +65,7 @@ export function object<P extends TProperties>(fields: P, description?: string): 
 
 /** One of these words. */
 export function oneOf<const W extends readonly string[]>(...words: W) {
-  return Type.Enum([...words] as unknown as W);
+  return Type.Enum<[...W]>([...words]);
 }
 
 /** The value or null: how read models show what is not there. */
@@ -78,9 +78,7 @@ export const DEFAULT_PAGE = 100;
 export const MAX_PAGE = 10_000;
 
 /** A page of rows as every list query answers it (SPEC §3). */
-export function pageOf<T extends TSchema>(
-  item: T,
-): TObject<{ as_of_seq: typeof Seq; items: TArray<T>; next: TSchema }> {
+export function pageOf<T extends TSchema>(item: T) {
   return object({
     as_of_seq: Seq,
     items: Type.Array(item),

@@ -5,7 +5,15 @@
 import { expect, test } from "bun:test";
 import type { Client, LooseEnvelope } from "../../src/client/client.ts";
 import type { TailFrame } from "../../src/client/tail.ts";
-import type { CommandType, Params, Payload, QueryType, Receipt } from "../../src/client/types.ts";
+import type {
+  Ask,
+  CommandType,
+  Params,
+  Payload,
+  QueryType,
+  Receipt,
+  Result,
+} from "../../src/client/types.ts";
 import { isProblem, type Problem } from "../../src/kernel/problems.ts";
 
 type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
@@ -24,6 +32,11 @@ export type Inferred = [
   Sure<Equal<Params<"project.get">["project_id"], string>>,
   Sure<Equal<Params<"daemon.ping">["min_seq"], number | undefined>>,
   Sure<Equal<Receipt<"project.create">["type"], "project.create">>,
+  Sure<Equal<Ask<"project.list">["next"], string | null>>,
+  Sure<Equal<Ask<"project.list">["items"][number]["status"], "active" | "archived">>,
+  Sure<Equal<Ask<"project.get">["name"], string>>,
+  Sure<Equal<Params<"workspace.list">["status"], "open" | "closed" | undefined>>,
+  Sure<Equal<Result<"projection.rebuild">, { projections: string[] }>>,
   Sure<Equal<Extract<TailFrame, { kind: "event" }>["line"], string>>,
 ];
 
@@ -80,6 +93,10 @@ async function queries(client: Client) {
   await client.query("daemon.ping", { nope: 1 });
   // @ts-expect-error: a limit is a number
   await client.query("project.list", { limit: "5" });
+  // @ts-expect-error: one project has no pages
+  await client.query("project.get", { project_id: "p", limit: 5 });
+  // @ts-expect-error: no such status
+  await client.query("project.list", { status: "open" });
   // @ts-expect-error: a query takes no key
   await client.query("daemon.ping", {}, { key: "k" });
 }
@@ -101,8 +118,8 @@ async function others(client: Client) {
 
   await client.api.v1.commands.post({ type: "daemon.ping", payload: {} });
   await client.api.v1.queries({ type: "daemon.ping" }).get();
-  const health = (await client.api.health.get()).data;
-  if (health && "start_id" in health) health.start_id satisfies string;
+  (await client.api.health.get()).data?.start_id satisfies string | undefined;
+  (await client.api.v1.commands.batch.post({ atomic: true, commands: [] })).data?.items.length;
   // @ts-expect-error: no such route
   await client.api.v1.nope.get();
   // @ts-expect-error: a wrong payload, through Eden itself

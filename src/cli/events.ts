@@ -165,7 +165,7 @@ const tail = verb(
     if (isProblem(since)) return since;
     const { follow } = await import("./tail.ts");
     const link = daemonLink(values);
-    return follow({ ...values, since }, { out, link, filter: () => filterOf(link, values) });
+    return follow({ ...values, since }, out, link, () => filterOf(link, values));
   },
   {
     pointers,

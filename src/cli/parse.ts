@@ -36,16 +36,30 @@ export async function parse(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<Parsed | Problem> {
   const values: Record<string, unknown> = {};
-  const words: string[] = [];
   const help = `see '${path} --help'`;
-  const flags = flagsOf(args);
+  const read = readFlags(argv, args, values, help);
+  if ("unknown" in read) return unknownFlag(read.unknown, args, help);
+  if ("problem" in read) return read.problem;
+  return readWords(read.words, args, values, help) ?? readEnvironment(env, args, values, help) ?? values;
+}
 
+type Words =
+  | { readonly words: readonly string[] }
+  | { readonly unknown: string }
+  | { readonly problem: Problem };
+
+/** Put the flags into `values`; what is left are the positionals. */
+function readFlags(
+  argv: readonly string[],
+  args: Args,
+  values: Record<string, unknown>,
+  help: string,
+): Words {
+  const flags = flagsOf(args);
+  const words: string[] = [];
   for (let at = 0; at < argv.length; at++) {
     const word = argv[at]!;
-    if (word === "--") {
-      words.push(...argv.slice(at + 1));
-      break;
-    }
+    if (word === "--") return { words: [...words, ...argv.slice(at + 1)] };
     if (!word.startsWith("-") || word === "-") {
       words.push(word);
       continue;
@@ -53,39 +67,57 @@ export async function parse(
     const equals = word.indexOf("=");
     const typed = equals < 0 ? word : word.slice(0, equals);
     const found = flags.get(typed);
-    if (!found) return unknownFlag(typed, flags, help);
+    if (!found) return { unknown: typed };
     const { name, arg } = found;
     if (arg.type === "boolean") {
       const said = !typed.startsWith("--no-") || name.startsWith("no-");
-      if (equals >= 0) return usage(`${typed} takes no value`, help);
-      if (values[name] === !said) return usage(`--${name} and --no-${name} exclude each other`, help);
+      if (equals >= 0) return { problem: usage(`${typed} takes no value`, help) };
+      if (values[name] === !said)
+        return { problem: usage(`--${name} and --no-${name} exclude each other`, help) };
       values[name] = said;
       continue;
     }
-    const next = equals >= 0 ? word.slice(equals + 1) : argv[at + 1];
-    const missing = next === undefined || next === "" || (equals < 0 && isFlag(next));
-    if (missing) return usage(`${typed} needs a value`, valueHint(found, next, help));
-    if (equals < 0) at += 1;
-    const value = take(arg, typed, next, values[name], help);
-    if ("problem" in value) return value.problem;
-    values[name] = value.value;
+    const text = equals >= 0 ? word.slice(equals + 1) : argv[++at];
+    if (text === undefined || text === "" || (equals < 0 && isFlag(text)))
+      return { problem: usage(`${typed} needs a value`, valueHint(found, text, help)) };
+    const taken = take(arg, typed, text, values[name], help);
+    if ("problem" in taken) return taken;
+    values[name] = taken.value;
   }
+  return { words };
+}
 
+/** Put the positionals into `values`. */
+function readWords(
+  words: readonly string[],
+  args: Args,
+  values: Record<string, unknown>,
+  help: string,
+): Problem | undefined {
   const positionals = Object.entries(args).filter(([, arg]) => arg.type === "positional");
   for (const [index, [name, arg]] of positionals.entries()) {
     const word = words[index];
-    if (word === undefined) {
-      if (arg.required) return usage(`${labelOf(name, arg)} is missing`, help);
-      continue;
-    }
-    if (word === "") return usage(`${labelOf(name, arg)} is empty`, help);
-    const value = take(arg, labelOf(name, arg), word, undefined, help);
-    if ("problem" in value) return value.problem;
-    values[name] = value.value;
+    const label = labelOf(name, arg);
+    if (word === undefined && arg.required) return usage(`${label} is missing`, help);
+    if (word === undefined) continue;
+    if (word === "") return usage(`${label} is empty`, help);
+    const taken = take(arg, label, word, undefined, help);
+    if ("problem" in taken) return taken.problem;
+    values[name] = taken.value;
   }
   const stray = words[positionals.length];
-  if (stray !== undefined) return usage(`unexpected argument '${stray}'`, strayHint(stray, args, help));
+  return stray === undefined
+    ? undefined
+    : usage(`unexpected argument '${stray}'`, strayHint(stray, args, help));
+}
 
+/** Put what was not given into `values`: from its variable, false for a flag without a value, or a refusal. */
+function readEnvironment(
+  env: Readonly<Record<string, string | undefined>>,
+  args: Args,
+  values: Record<string, unknown>,
+  help: string,
+): Problem | undefined {
   for (const [name, arg] of Object.entries(args)) {
     if (arg.type === "positional" || values[name] !== undefined) continue;
     const stored = arg.env === undefined ? undefined : env[arg.env];
@@ -93,29 +125,24 @@ export async function parse(
       if (arg.required)
         return usage(`--${name} is missing`, arg.env ? `give it, or set ${arg.env}; ${help}` : help);
       if (arg.type === "boolean" && !arg.negatable) values[name] = false;
-      continue;
-    }
-    if (arg.type === "boolean") {
+    } else if (arg.type === "boolean") {
       values[name] = stored !== "0" && stored !== "false";
-      continue;
+    } else {
+      const taken = take(arg, `the environment variable ${arg.env}`, stored, undefined, help);
+      if ("problem" in taken) return taken.problem;
+      values[name] = taken.value;
     }
-    const value = take(arg, `the environment variable ${arg.env}`, stored, undefined, help);
-    if ("problem" in value) return value.problem;
-    values[name] = value.value;
   }
-  return values;
+  return undefined;
+}
 
-  async function unknownFlag(typed: string, known: ReadonlyMap<string, Named>, also: string) {
-    const { nearest } = await import("../kernel/registry.ts");
-    const near = nearest(
-      typed,
-      [...known].filter(([word, { name }]) => word === `--${name}`).map(([word]) => word),
-    );
-    return usage(
-      `unknown flag ${typed}`,
-      near.length > 0 ? `did you mean ${near.join(" or ")}? ${also}` : also,
-    );
-  }
+async function unknownFlag(typed: string, args: Args, help: string): Promise<Problem> {
+  const { nearest } = await import("../kernel/registry.ts");
+  const known = Object.entries(args).flatMap(([name, arg]) =>
+    arg.type === "positional" ? [] : [`--${name}`],
+  );
+  const near = nearest(typed, known).join(" or ");
+  return usage(`unknown flag ${typed}`, near === "" ? help : `did you mean ${near}? ${help}`);
 }
 
 /** Every spelling of every flag: `--name`, its aliases, one letter with one dash. */

@@ -166,8 +166,17 @@ describe("the other exit codes", () => {
     const file = join(tempHome(), "cursor");
     writeFileSync(file, '{"log_id":"01a20000-0000-7000-8000-000000000000","seq_global":1}\n');
     expect(await refused(8, "events", "tail", "--cursor-file", file)).toContain("cursor_foreign");
-    writeFileSync(file, "garbage");
-    expect(await refused(8, "events", "tail", "--cursor-file", file)).toContain("holds no cursor of mp");
+    for (const text of [
+      "garbage",
+      "null",
+      "[]",
+      '{"log_id":1,"seq_global":1}',
+      '{"log_id":"x","seq_global":-1}',
+      "",
+    ]) {
+      writeFileSync(file, text);
+      expect(await refused(8, "events", "tail", "--cursor-file", file)).toContain("holds no cursor of mp");
+    }
   });
 });
 

@@ -17,7 +17,9 @@ export function reference(registry: Registry): string {
   const events = [...registry.events.values()].map(
     ({ type, spec }) => `| \`${type}\` | ${spec.version} | ${fields(spec.payload)} |`,
   );
-  const reasons = [...registry.reasons].map(([reason, advice]) => `| \`${reason}\` | ${advice} |`);
+  const reasons = [...registry.reasons].map(
+    ([reason, { is, hint }]) => `| \`${reason}\` | ${is} | ${hint} |`,
+  );
   const codes = Object.entries(catalogue).map(
     ([code, { status, exit, title, hint, retryable }]) =>
       `| \`${code}\` | ${status ?? "CLI only"} | ${exit} | ${retryable ? "yes" : "no"} | ${title} | ${hint} |`,
@@ -49,7 +51,7 @@ ${table("type | version | payload", events)}
 
 ## Reasons of a conflict
 
-${table("reason | what to do", reasons)}
+${table("reason | what is the case | what to do", reasons)}
 
 ## Problems and exit codes
 

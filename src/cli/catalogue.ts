@@ -3,7 +3,7 @@ import { catalogue, type Problem, problem } from "../kernel/problems.ts";
 import { type Ending, verb } from "./command.ts";
 
 const CODES = ["code", "http", "exit", "retryable", "title", "hint"].map((name) => ({ name }));
-const REASONS = ["reason", "hint"].map((name) => ({ name }));
+const REASONS = ["reason", "is", "hint"].map((name) => ({ name }));
 
 const codes = () =>
   Object.entries(catalogue).map(([code, { status, exit, retryable, title, hint }]) => ({
@@ -17,7 +17,7 @@ const codes = () =>
 
 async function reasons() {
   const { registry } = await import("./domain.ts");
-  return [...registry().reasons].map(([reason, hint]) => ({ reason, hint }));
+  return [...registry().reasons].map(([reason, { is, hint }]) => ({ reason, is, hint }));
 }
 
 export const errors = verb(
@@ -35,7 +35,7 @@ export const errors = verb(
   },
   {
     notes: [
-      `A pipe gets TSV without a header: ${CODES.map(({ name }) => name).join(", ")}; with --reasons: reason, hint.`,
+      `A pipe gets TSV without a header: ${CODES.map(({ name }) => name).join(", ")}; with --reasons: reason, is, hint.`,
       "More about one of them: mp explain CODE or mp explain REASON.",
     ],
   },
@@ -58,8 +58,9 @@ export const explain = verb(
       codes().find(({ code }) => code === what) ??
       known
         .filter(({ reason }) => reason === what)
-        .map(({ reason, hint }) => ({
+        .map(({ reason, is, hint }) => ({
           reason,
+          is,
           code: "conflict",
           http: status,
           exit,

@@ -19,7 +19,7 @@ const list = verb(
     ...asking,
   },
   async (values, { out }) => {
-    const answer = await daemonLink(values).query("schema.list", {});
+    const answer = await daemonLink(values).query("schema.list", { limit: 10_000 });
     if (isProblem(answer)) return answer;
     const items = answer.items.filter(({ kind }) => values.kind === undefined || kind === values.kind);
     if (out.asJson) await out.json({ ...answer, items });
@@ -62,7 +62,7 @@ const get = verb(
 /** The name as it is, or the newest schema of what a command, query or event of that type takes. */
 async function wholeName(link: Link, name: string): Promise<string | Problem> {
   if (/\.v\d+$/.test(name) && KINDS.some((kind) => name.startsWith(`${kind}.`))) return name;
-  const answer = await link.query("schema.list", {});
+  const answer = await link.query("schema.list", { limit: 10_000 });
   if (isProblem(answer)) return answer;
   const named = answer.items
     .filter((each) =>

@@ -68,7 +68,9 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   let stop = () => end(1);
 
   const opened = await WriteQueue.open(paths.database, start_id, {
-    progress: (name, done, of) => log.info({ projection: name, done, of }, "rebuilding"),
+    progress(name, done, of) {
+      if (of > 0) log.info({ projection: name, done, of }, "rebuilding");
+    },
     committed: (events, names) => hub?.publish(events, names),
     shutdown: () => stop(),
     readOnly: (code) =>
@@ -169,8 +171,8 @@ function listen(routes: App, paths: Paths): void {
     reusePort: false,
     development: false,
     idleTimeout: 0,
-    // Bodies are measured by the routes, which answer with a problem; this is only a backstop.
-    maxRequestBodySize: 64 << 20,
+    // Bodies are measured by the routes, which answer with a problem; the runtime's own answer has no body.
+    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
     websocket: {
       maxPayloadLength: 2 << 20,
       backpressureLimit: 1 << 20,

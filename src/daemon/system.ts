@@ -6,6 +6,7 @@ import { statSync } from "node:fs";
 import { bodyOf, eventPage } from "../http/events.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
+import { DEFAULT_PAGE } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
 import type { Hub } from "../kernel/stream.ts";
 import type { systemQueries } from "../kernel/system.ts";
@@ -17,6 +18,18 @@ import type { WriteQueue } from "./queue.ts";
 type Answers = {
   readonly [T in keyof typeof systemQueries]: (params: never) => object | Problem | Promise<object | Problem>;
 };
+
+interface Paging {
+  readonly limit?: number;
+  readonly cursor?: string;
+}
+
+function badCursor(): Problem {
+  const message = "must be the 'next' of an earlier page";
+  return problem("invalid_schema", `/payload/cursor ${message}`, {
+    errors: [{ pointer: "/payload/cursor", message }],
+  });
+}
 
 /** Make the answers of one daemon. */
 export function systemAnswers(daemon: {
@@ -32,7 +45,16 @@ export function systemAnswers(daemon: {
   // The writer tells of changes of status only; whoever serves is written with the log, so it is at its head.
   const projections = () =>
     queue.projections.map((each) => (each.error === null ? { ...each, as_of_seq: hub.head } : each));
-  const page = <T>(items: T[]) => ({ as_of_seq: hub.head, items, next: null });
+  /** A page of a list that is made in one go; its cursor is the number of items before. */
+  function page<T>(all: readonly T[], { limit = DEFAULT_PAGE, cursor = "0" }: Paging) {
+    if (!/^\d{1,9}$/.test(cursor)) return badCursor();
+    const to = Number(cursor) + limit;
+    return {
+      as_of_seq: hub.head,
+      items: all.slice(Number(cursor), to),
+      next: to < all.length ? String(to) : null,
+    };
+  }
   return {
     "daemon.ping": () => ({
       as_of_seq: hub.head,
@@ -61,6 +83,7 @@ export function systemAnswers(daemon: {
       jobs: [...jobs.running],
     }),
     "events.list": (params: Parameters<typeof eventPage>[1]) => {
+      if (params.cursor !== undefined && !/^\d{1,16}$/.test(params.cursor)) return badCursor();
       const found = eventPage(hub, params);
       if (isProblem(found)) return found;
       const { lines, ...rest } = found;
@@ -69,14 +92,14 @@ export function systemAnswers(daemon: {
         items: lines.map((line) => JSON.parse(bodyOf(hub, line, params.as_stored)) as unknown),
       };
     },
-    "projection.list": () => page(projections()),
+    "projection.list": (params: Paging) => page(projections(), params),
     "projection.verify": async () => {
       const items = await jobs.run("projection.verify");
       if (isProblem(items)) return items;
       return { as_of_seq: hub.head, ok: items.every((item) => item.ok), items };
     },
     "log.verify": () => jobs.run("log.verify"),
-    "schema.list": () =>
+    "schema.list": (params: Paging) =>
       page(
         [...allSchemas(registry)].map(([name, schema]) => ({
           name,
@@ -84,6 +107,7 @@ export function systemAnswers(daemon: {
           version: Number(/\.v(\d+)$/.exec(name)![1]),
           doc: String(schema.title),
         })),
+        params,
       ),
     "schema.get": ({ name }: { name: string }) => {
       const schema = allSchemas(registry).get(name);

@@ -81,8 +81,9 @@ function open(database: string, start_id: string) {
     projections,
     write(id: number, requests: readonly WriteRequest[]) {
       const committed = executor.run(requests);
-      say({ kind: "committed", id, ...committed });
+      // Before the answer, so that whoever has it finds the rebuild under way.
       for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
+      say({ kind: "committed", id, ...committed });
       tidy();
     },
     close() {

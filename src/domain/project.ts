@@ -51,7 +51,10 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
     archived: event(1, {}),
   },
   reasons: {
-    "project.name_taken": "choose another name, or use the project that details.project_id names",
+    "project.name_taken": {
+      is: "another project of the workspace has that name",
+      hint: "choose another name, or use the project that details.project_id names",
+    },
   },
   scope: (id, { workspace_id }) => ({ workspace_id: workspace_id as string, project_id: id }),
   decide: {

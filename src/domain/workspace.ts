@@ -50,9 +50,18 @@ export const workspace = aggregate("workspace", { status: "absent" as "absent" |
     closed: event(1, {}),
   },
   reasons: {
-    "workspace.name_taken": "choose another name, or use the workspace that details.workspace_id names",
-    "workspace.path_taken": "choose another root path, or use the workspace that details.workspace_id names",
-    "workspace.closed": "open it first: mp workspace open WORKSPACE",
+    "workspace.name_taken": {
+      is: "another workspace has that name",
+      hint: "choose another name, or use the workspace that details.workspace_id names",
+    },
+    "workspace.path_taken": {
+      is: "another workspace has that root path",
+      hint: "choose another root path, or use the workspace that details.workspace_id names",
+    },
+    "workspace.closed": {
+      is: "the workspace is closed, so nothing in it can change",
+      hint: "open it first: mp workspace open WORKSPACE",
+    },
   },
   scope: (id) => ({ workspace_id: id }),
   decide: {

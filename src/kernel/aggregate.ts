@@ -210,6 +210,12 @@ export interface Refused {
   readonly details: Readonly<Record<string, unknown>>;
 }
 
+/** A rule that a `conflict` can name: what is the case, as a sentence without a full stop, and what to do about it. */
+export interface Reason {
+  readonly is: string;
+  readonly hint: string;
+}
+
 /** Refuse with `conflict` and a reason of the catalogue, such as `workspace.closed`. */
 export function reject(reason: string, details: Readonly<Record<string, unknown>> = {}): Refused {
   return { refused: "conflict", reason, details };
@@ -260,8 +266,8 @@ export interface Aggregate<
   readonly initial: S;
   readonly commands: C;
   readonly events: E;
-  /** Each `conflict` reason this aggregate can give, with what to do about it. */
-  readonly reasons: Readonly<Record<string, string>>;
+  /** Each `conflict` reason this aggregate can give. */
+  readonly reasons: Readonly<Record<string, Reason>>;
   /** The scope of a new stream, from the command that creates it. */
   readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
   readonly decide: {
@@ -292,7 +298,7 @@ export interface AnyAggregate {
   readonly initial: unknown;
   readonly commands: Commands;
   readonly events: Events;
-  readonly reasons: Readonly<Record<string, string>>;
+  readonly reasons: Readonly<Record<string, Reason>>;
   readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
   readonly decide: Readonly<
     Record<

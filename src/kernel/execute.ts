@@ -392,12 +392,8 @@ export class Executor {
     if (refused.refused === "not_found")
       return problem("not_found", `there is no such ${String(details.kind)}`, { details, trace_id });
     const reason = refused.reason!;
-    return problem("conflict", `refused by the rule ${reason}`, {
-      reason,
-      details,
-      trace_id,
-      hint: this.registry.reasons.get(reason)!,
-    });
+    const { is, hint } = this.registry.reasons.get(reason)!;
+    return problem("conflict", is, { reason, details, trace_id, hint });
   }
 
   #load(entry: CommandEntry, stream: string): Loaded {

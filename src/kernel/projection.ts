@@ -86,6 +86,8 @@ export function generationId(aggregate: AnyAggregate): string {
   const { version, tables } = aggregate.readModel;
   const parts = [
     version,
+    // Case folding follows the runtime's Unicode tables, and with it what a projection writes.
+    process.versions.unicode,
     Object.entries(tables).map(([name, spec]) => tableSql(name, spec, "")),
     Object.entries(aggregate.events).map(([name, spec]) => [name, spec.version, Object.keys(spec.older)]),
   ];

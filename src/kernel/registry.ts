@@ -14,6 +14,7 @@ import type {
   OlderVersions,
   QuerySpec,
   ReadQuery,
+  Reason,
 } from "./aggregate.ts";
 import { MAX_PAGE, matches, object, Seq } from "./schema.ts";
 
@@ -45,8 +46,8 @@ export interface Registry {
   readonly commands: ReadonlyMap<string, CommandEntry>;
   readonly queries: ReadonlyMap<string, QueryEntry>;
   readonly events: ReadonlyMap<string, EventEntry>;
-  /** Every `conflict` reason with its advice. */
-  readonly reasons: ReadonlyMap<string, string>;
+  /** Every `conflict` reason with what it means. */
+  readonly reasons: ReadonlyMap<string, Reason>;
 }
 
 /** The kernel's own commands and queries, by whole type. */
@@ -65,7 +66,7 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
   const commands = new Map<string, CommandEntry>();
   const queries = new Map<string, QueryEntry>();
   const events = new Map<string, EventEntry>();
-  const reasons = new Map<string, string>();
+  const reasons = new Map<string, Reason>();
   const tables = new Map<string, string>();
   const add = <V>(map: Map<string, V>, name: string, value: V) => {
     if (map.has(name)) throw new Error(`${name} is declared twice`);
@@ -89,7 +90,7 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
       checkChain(type, spec.version, spec.older);
       add(events, type, { type, spec, aggregate, name });
     }
-    for (const [reason, advice] of Object.entries(aggregate.reasons)) add(reasons, reason, advice);
+    for (const [name, reason] of Object.entries(aggregate.reasons)) add(reasons, name, reason);
     for (const table of Object.keys(aggregate.readModel.tables)) add(tables, table, aggregate.kind);
   }
   for (const [type, spec] of Object.entries(system.commands))

@@ -135,10 +135,7 @@ export const systemQueries = {
   "schema.list": shape("List the commands, queries and events with their versions.", {}, pageOf(SchemaEntry)),
   "schema.get": shape(
     "Show a JSON Schema.",
-    {
-      name: Type.String({ minLength: 1, maxLength: 128 }),
-      version: Type.Optional(Type.Integer({ minimum: 1 })),
-    },
+    { name: Type.String({ minLength: 1, maxLength: 128 }) },
     object({ as_of_seq: Seq, name: Type.String(), schema: Type.Unknown() }),
   ),
 };

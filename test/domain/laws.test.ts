@@ -175,8 +175,8 @@ describe("for any sequence of valid commands", () => {
           if ("problem" in outcome) {
             expect(isProblem(outcome.problem)).toBe(true);
             expect(["conflict", "not_found"]).toContain(outcome.problem.code);
-            const { reason, hint } = outcome.problem;
-            if (reason !== null) expect([reason, it.registry.reasons.get(reason)]).toEqual([reason, hint]);
+            const { reason, detail, hint } = outcome.problem;
+            if (reason !== null) expect(it.registry.reasons.get(reason)).toEqual({ is: detail, hint });
             expect(made).toEqual([]);
             met.add(reason ?? outcome.problem.code);
           }

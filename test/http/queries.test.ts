@@ -108,6 +108,12 @@ describe("pages", () => {
     expect([...first.items, ...rest.items]).toEqual(open);
   });
 
+  test.each(["schema.list", "projection.list"])("of %s lead through all of it too", async (type) => {
+    const { items } = await list(type, "limit=10000");
+    expect(items.length).toBeGreaterThan(1);
+    expect(await pages(type, "limit=1")).toEqual(items);
+  });
+
   test("with a cursor that no page gave are refused", async () => {
     const real = (await list("workspace.list", "limit=1")).next!;
     const text = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
@@ -130,6 +136,10 @@ describe("pages", () => {
       expect([cursor, found.errors?.[0]?.pointer]).toEqual([cursor, "/payload/cursor"]);
     }
     expectRefused(await mp.get(`/v1/queries/workspace.list?cursor=${"x".repeat(513)}`), "invalid_schema");
+    for (const type of ["events.list", "schema.list", "projection.list"]) {
+      const found = expectRefused(await mp.get(`/v1/queries/${type}?cursor=x`), "invalid_schema");
+      expect([type, found.errors?.[0]?.pointer]).toEqual([type, "/payload/cursor"]);
+    }
   });
 
   test("of events lead through the whole log, while it grows, as JSON and as NDJSON", async () => {

@@ -636,6 +636,13 @@ describe("too large", () => {
     tooLarge(early.responses[0]);
   });
 
+  test("a body that is announced as enormous gets the same problem, not the runtime's own bare answer", async () => {
+    for (const length of [100 * MIB, 3_000 * MIB]) {
+      const { responses } = await raw(daemon.socket, [`${HEAD}Content-Length: ${length}\r\n\r\n`, "x"]);
+      tooLarge(responses[0]);
+    }
+  });
+
   test("a chunked body that grows too large is refused: the problem arrives, and the connection goes on", async () => {
     const chunks = Array.from({ length: 32 }, () => chunk("y".repeat(65_536)));
     const { responses } = await raw(

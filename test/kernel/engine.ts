@@ -71,7 +71,10 @@ export function counterAggregate(flaws: { throwsAt?: number; version?: number; l
       kept: event(1, { data: Type.Unknown() }),
       exploded: event(1, { place: Place }),
     },
-    reasons: { "counter.name_taken": "choose another", "counter.too_much": "add less" },
+    reasons: {
+      "counter.name_taken": { is: "another counter has that name", hint: "choose another" },
+      "counter.too_much": { is: "it would be too much", hint: "add less" },
+    },
     scope: () => ({}),
     decide: {
       create: (_, { name }, { find }) =>
@@ -136,7 +139,7 @@ export const mirror = aggregate(
 )({
   commands: { create: command({ counter_id: Id }, "Mirror a counter.", { creates: true }) },
   events: { created: event(1, { counter_id: Id }) },
-  reasons: { "mirror.nothing_there": "make the counter first" },
+  reasons: { "mirror.nothing_there": { is: "there is no counter", hint: "make the counter first" } },
   scope: () => ({}),
   decide: {
     create: (_, { counter_id }, { find }) =>

@@ -287,7 +287,8 @@ describe("the product's own registry", () => {
   const own = buildRegistry(aggregates, system);
 
   test("gives every reason its advice, and every command and query a sentence", () => {
-    for (const [reason, advice] of own.reasons) expect([reason, advice.length > 10]).toEqual([reason, true]);
+    for (const [reason, { is, hint }] of own.reasons)
+      expect([reason, is.length > 10, hint.length > 10]).toEqual([reason, true, true]);
     for (const { type, spec } of [...own.commands.values(), ...own.queries.values()])
       expect([type, /^[A-Z].*\.$/.test(spec.doc)]).toEqual([type, true]);
   });

@@ -44,7 +44,7 @@ export const ticket = aggregate("ticket", { headline: "", priority: -1 })({
     break: command({ ticket_id: Id, how: text }, "Meet a bug."),
   },
   events: { opened: event(3, now, steps), closed: event(1, {}) },
-  reasons: { "ticket.unwanted": "say what is wanted" },
+  reasons: { "ticket.unwanted": { is: "nobody wants it", hint: "say what is wanted" } },
   scope: () => ({}),
   decide: {
     open: (_, payload) =>

@@ -224,7 +224,8 @@ function live(feed: Feed, form: Form, type: string, onBug: OnBug, leave: () => v
       async pull(controller) {
         while (!feed.over) {
           await feed.ready();
-          const text = framesOf(feed, onBug).map(form).join("");
+          let text = "";
+          for (const frame of framesOf(feed, onBug)) text += form(frame);
           if (text !== "") return controller.enqueue(encoder.encode(text));
         }
         leave();

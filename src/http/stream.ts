@@ -7,7 +7,7 @@
  */
 import type { ServerWebSocket } from "bun";
 import { type Static, Type } from "typebox";
-import { type Caller, type Dispatch, envelopeFields, TraceId } from "../kernel/dispatch.ts";
+import { type Caller, type Dispatch, freshTrace, invalidSchema, TraceId } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { Id, object, Seq, schemaErrors } from "../kernel/schema.ts";
@@ -41,10 +41,6 @@ const SubscribeEnvelope = object({
   payload: Subscribe,
   trace_id: Type.Optional(TraceId),
 });
-
-/** The payload of `events.subscribe`. */
-export type Subscribe = Static<typeof Subscribe>;
-export const subscribeSchema = Subscribe;
 
 interface Subscribed {
   readonly id: string;
@@ -100,14 +96,18 @@ export function connection(
     scheduled = false;
     if (blocked || socket.readyState !== WebSocket.OPEN) return;
     socket.cork(() => {
-      const taken = sendAll(answers, (text) => text);
-      for (const text of answers.slice(0, taken)) answersSize -= text.length;
-      answers = answers.slice(taken);
+      if (answers.length > 0) sendAnswers();
       for (const subscribed of due) {
         if (blocked) return;
         serve(subscribed);
       }
     });
+  }
+
+  function sendAnswers(): void {
+    const taken = sendAll(answers, (text) => text);
+    for (const text of answers.slice(0, taken)) answersSize -= text.length;
+    answers = answers.slice(taken);
   }
 
   /** One page of one subscription. */
@@ -120,7 +120,7 @@ export function connection(
     due.delete(subscribed);
     if (feed.over) subscriptions.delete(subscribed.id);
     else if (feed.idle) feed.onWake(wake);
-    else void hub.turn().then(wake);
+    else void feed.ready().then(wake);
   }
 
   /** Send until the socket pushes back; gives how many it took. */
@@ -136,9 +136,15 @@ export function connection(
   }
 
   function frameText({ id, prefix }: Subscribed, frame: Frame): string {
-    return frame.kind === "event"
-      ? `${prefix}${frame.body}}`
-      : JSON.stringify({ ...frame, subscription: id });
+    if (frame.kind !== "event") return JSON.stringify({ ...frame, subscription: id });
+    const { body, shared } = frame;
+    if (!shared) return `${prefix}${body}}`;
+    // Who subscribed under the same name, on whatever socket, gets the same text: it is made once.
+    if (shared.prefix !== prefix) {
+      shared.prefix = prefix;
+      shared.text = `${prefix}${body}}`;
+    }
+    return shared.text;
   }
 
   /** `text` is a JSON object: its members follow `request_id` and `kind`. */
@@ -163,7 +169,7 @@ export function connection(
     if (Number.isInteger(version) && version !== 1)
       return problem("unsupported_schema_version", "events.subscribe is at schema version 1 here");
     const errors = schemaErrors(SubscribeEnvelope, value);
-    if (errors.length > 0) return problem("invalid_schema", "the subscription breaks its schema", { errors });
+    if (errors.length > 0) return invalidSchema(errors, freshTrace());
     const { after, log_id, filter, frames, as_stored } = (value as Static<typeof SubscribeEnvelope>).payload;
     if (subscriptions.has(request_id))
       return problem("conflict", "a subscription of this socket has that request_id", {
@@ -195,7 +201,7 @@ export function connection(
     };
     subscriptions.set(request_id, subscribed);
     answer(request_id, "result", JSON.stringify({ as_of_seq: hub.head, log_id: hub.log_id }));
-    subscribed.wake();
+    void feed.ready().then(subscribed.wake);
     return undefined;
   }
 
@@ -204,8 +210,7 @@ export function connection(
       return refuse(null, problem("invalid_schema", "a frame is one JSON object"));
     const { request_id, ...envelope } = value as Record<string, unknown>;
     const errors = schemaErrors(RequestId, request_id, "/request_id");
-    if (errors.length > 0)
-      return refuse(null, problem("invalid_schema", "a request needs its request_id", { errors }));
+    if (errors.length > 0) return refuse(null, invalidSchema(errors, freshTrace()));
     const id = request_id as string;
     if (envelope.type === "events.subscribe") {
       const refusal = subscribe(value, id);
@@ -242,6 +247,3 @@ export function connection(
     },
   };
 }
-
-/** What a WebSocket request may hold besides the envelope. */
-export const requestFields = { request_id: RequestId, ...envelopeFields };

@@ -12,9 +12,18 @@ import { type Filter, type Line, type LogReader, passes, type Stored } from "./l
 import { type Problem, problem } from "./problems.ts";
 import { currentEvent, type Registry } from "./registry.ts";
 
+/** An event on its way out. A recent one is the same object for all its readers. */
+export interface EventFrame {
+  readonly kind: "event";
+  readonly seq_global: number;
+  readonly body: string;
+  /** Where a transport keeps the text that it made of it last, for the next reader who needs the same one. */
+  readonly shared?: { prefix: string; text: string };
+}
+
 export type Frame =
+  | EventFrame
   | { readonly kind: "hello"; readonly log_id: string; readonly oldest: number; readonly head: number }
-  | { readonly kind: "event"; readonly seq_global: number; readonly body: string }
   | { readonly kind: "checkpoint"; readonly seq_global: number }
   | { readonly kind: "caught_up"; readonly seq_global: number }
   | { readonly kind: "fell_behind"; readonly seq_global: number; readonly head: number }
@@ -34,9 +43,14 @@ const PAGE_CHARS = 1 << 20;
 /** Rows per read of the log, so that not even events of the largest size overrun PAGE_CHARS by much. */
 const STEP = 64;
 
-/** The ring's bounds: events, and characters of them. */
-const RING_EVENTS = 8_192;
-const RING_CHARS = 8 << 20;
+/** The ring's bound: characters of events, about 8,000 of them; as many again for the texts that are shared. */
+const RING_CHARS = 4 << 20;
+
+/** A recent event; the frame is there when the event needs no conversion. */
+interface Recent {
+  readonly row: Stored;
+  readonly frame: EventFrame | undefined;
+}
 
 export interface Subscription {
   readonly after: number;
@@ -47,9 +61,13 @@ export interface Subscription {
   readonly projections: boolean;
 }
 
+function sharedFrame({ seq_global, body }: Stored): EventFrame {
+  return { kind: "event", seq_global, body, shared: { prefix: "", text: "" } };
+}
+
 /** The front's view of the log's live end. One per process. */
 export class Hub {
-  #ring: Stored[] = [];
+  #ring: Recent[] = [];
   /** Index in `#ring` of the oldest event that counts; the array is cut when half of it is stale. */
   #start = 0;
   #chars = 0;
@@ -57,7 +75,7 @@ export class Hub {
   readonly #feeds = new Set<Feed>();
   readonly #turns: (() => void)[] = [];
   #headWaiters: { readonly seq: number; readonly resolve: () => void }[] = [];
-  #closed: Problem | undefined;
+  #closed = false;
   readonly #heartbeat: Timer;
 
   /** @param heartbeat_ms between heartbeats; a parameter so that a test need not wait */
@@ -84,12 +102,11 @@ export class Hub {
 
   /** Take in what a commit made durable, and wake whoever waits. */
   publish(events: readonly Stored[], names: readonly string[]): void {
-    for (const event of events) {
-      this.#ring.push(event);
-      this.#chars += event.body.length;
+    for (const row of events) {
+      this.#ring.push({ row, frame: isCurrent(this.registry, row) ? sharedFrame(row) : undefined });
+      this.#chars += row.body.length;
     }
-    while (this.#ring.length - this.#start > RING_EVENTS || this.#chars > RING_CHARS)
-      this.#chars -= this.#ring[this.#start++]!.body.length;
+    while (this.#chars > RING_CHARS) this.#chars -= this.#ring[this.#start++]!.row.body.length;
     if (this.#start > this.#ring.length / 2) {
       this.#ring = this.#ring.slice(this.#start);
       this.#start = 0;
@@ -103,13 +120,13 @@ export class Hub {
   }
 
   /** A page of recent events after a cursor, or undefined when the ring does not reach back so far. */
-  recent(after: number): readonly Stored[] | undefined {
-    const first = this.#ring[this.#start]?.seq_global;
+  recent(after: number): readonly Recent[] | undefined {
+    const first = this.#ring[this.#start]?.row.seq_global;
     if (first === undefined || after + 1 < first) return undefined;
     const from = this.#start + (after + 1 - first);
     let to = from;
     let chars = 0;
-    for (let row = this.#ring[to]; row; row = this.#ring[to]) {
+    for (let row = this.#ring[to]?.row; row; row = this.#ring[to]?.row) {
       to += 1;
       chars += row.body.length;
       if (row.command_end === 1 && (to - from >= PAGE || chars >= PAGE_CHARS)) break;
@@ -152,10 +169,12 @@ export class Hub {
 
   /**
    * Start a feed.
-   * @returns the feed, or at once `cursor_ahead` (SPEC §5, guarantee 6), or why the hub was closed
+   * @returns the feed, or at once `cursor_ahead` (SPEC §5, guarantee 6), or `overloaded` when the daemon is stopping
    */
   open(subscription: Subscription): Feed | Problem {
-    const refusal = this.#closed ?? this.checkCursor(subscription.after);
+    const refusal = this.#closed
+      ? problem("overloaded", "the daemon is stopping", { hint: "reconnect: the next one takes over" })
+      : this.checkCursor(subscription.after);
     if (refusal) return refusal;
     const feed = new Feed(this, subscription, () => this.#feeds.delete(feed));
     this.#feeds.add(feed);
@@ -177,7 +196,7 @@ export class Hub {
 
   /** End every feed and every wait, as the daemon does when it stops. Nothing is read from the log any more. */
   close(why: Problem): void {
-    this.#closed = why;
+    this.#closed = true;
     clearInterval(this.#heartbeat);
     for (const feed of [...this.#feeds]) feed.end(why);
     for (const waiter of this.#headWaiters) waiter.resolve();
@@ -262,38 +281,47 @@ export class Feed {
 
   /** Move on by one page. */
   #read(frames: Frame[]): void {
-    const { hub, subscription } = this;
+    const { hub } = this;
     const recent = hub.recent(this.#after);
-    let upTo: number;
-    let lines: readonly Line[];
-    if (recent) {
-      upTo = recent.at(-1)!.seq_global;
-      lines = recent.filter((row) => passes(subscription.filter, row));
-    } else {
-      if (this.#live) {
-        this.#live = false;
-        frames.push({ kind: "fell_behind", seq_global: this.#after, head: hub.head });
-      }
-      const boundary = hub.reader.boundary(Math.min(this.#after + PAGE, hub.head));
-      ({ lines, upTo } = readPage(hub.reader, this.#after, boundary, subscription.filter));
+    if (!recent && this.#live) {
+      this.#live = false;
+      frames.push({ kind: "fell_behind", seq_global: this.#after, head: hub.head });
     }
-    for (const line of lines)
-      frames.push({
-        kind: "event",
-        seq_global: line.seq_global,
-        body: subscription.as_stored ? line.body : currentBody(hub.registry, line),
-      });
+    const { events, upTo } = recent ? this.#fromRing(recent) : this.#fromLog();
+    for (const event of events) frames.push(event);
     this.#after = upTo;
-    if (lines.length > 0) this.#told = lines.at(-1)!.seq_global;
+    this.#told = events.at(-1)?.seq_global ?? this.#told;
     if (upTo - this.#told >= PAGE) {
       this.#told = upTo;
       frames.push({ kind: "checkpoint", seq_global: upTo });
     }
   }
 
+  #fromRing(recent: readonly Recent[]): { events: EventFrame[]; upTo: number } {
+    const events: EventFrame[] = [];
+    for (const { row, frame } of recent)
+      if (passes(this.subscription.filter, row)) events.push(frame ?? this.#frame(row));
+    return { events, upTo: recent.at(-1)!.row.seq_global };
+  }
+
+  #fromLog(): { events: EventFrame[]; upTo: number } {
+    const { reader, head } = this.hub;
+    const boundary = reader.boundary(Math.min(this.#after + PAGE, head));
+    const { lines, upTo } = readPage(reader, this.#after, boundary, this.subscription.filter);
+    return { events: lines.map((line) => this.#frame(line)), upTo };
+  }
+
+  #frame(line: Line): EventFrame {
+    const { seq_global } = line;
+    return {
+      kind: "event",
+      seq_global,
+      body: this.subscription.as_stored ? line.body : currentBody(this.hub.registry, line),
+    };
+  }
+
   /** Wait until it is worth calling `next`: for the reader's turn while it is behind, for a wake once it is idle. */
   ready(): Promise<void> {
-    if (!this.#greeted) return Promise.resolve();
     if (!this.idle) return this.hub.turn();
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#wake = resolve;
@@ -369,9 +397,13 @@ export function readPage(
   return { lines, upTo: at };
 }
 
+function isCurrent(registry: Registry, { event_type, schema_version }: Line): boolean {
+  return registry.events.get(event_type)?.spec.version === schema_version;
+}
+
 /** An event's bytes in its current version: the stored ones unless they are of an older version. */
 export function currentBody(registry: Registry, line: Line): string {
-  if (registry.events.get(line.event_type)?.spec.version === line.schema_version) return line.body;
+  if (isCurrent(registry, line)) return line.body;
   return canonicalize(currentEvent(registry, JSON.parse(line.body) as Event))!;
 }
 

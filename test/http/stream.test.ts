@@ -503,10 +503,10 @@ describe("a daemon", () => {
       expect(check(got, 0, all, all)).toBe(all.length);
     }
     for (const { got } of [...slow, plain]) expect(events(got).length).toBeLessThan(all.length / 4);
-    // Eleven readers with 50 MB kept for each would be 550 MB; writing alone takes about 150 MB of slack.
+    // Eleven readers with 50 MB kept for each would be 550 MB on top of the 150 to 200 MB that writing alone takes.
     most = Math.max(most, residentBytes(info.pid));
     console.log(`resident: ${(before / 1e6).toFixed()} MB before, ${(most / 1e6).toFixed()} MB at most`);
-    expect(most - before).toBeLessThan(300e6);
+    expect(most - before).toBeLessThan(400e6);
 
     for (const { stream } of [...slow, plain]) stream.resume();
     for (const { got } of slow) {

@@ -72,7 +72,7 @@ export const catchup: Row = {
 const SUBSCRIBERS = 100;
 /** Commands in one request, and requests under way: as many as share an fsync in a busy daemon. */
 const PER_BATCH = 100;
-const UNDER_WAY = 2;
+const UNDER_WAY = 4;
 
 export const fanout: Row = {
   name: "fan-out",

@@ -8,11 +8,11 @@ import { Database } from "bun:sqlite";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { aggregates } from "../domain/index.ts";
+import { type ProjectionCheck, verifyProjections } from "../integrity/projections.ts";
 import { type LogCheck, verifyLog } from "../integrity/verify.ts";
 import { openForReading } from "../kernel/database.ts";
 import { LogReader } from "../kernel/log.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
-import { type ProjectionCheck, verifyProjections } from "../kernel/projection.ts";
 import { buildRegistry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
 

@@ -14,7 +14,7 @@ import { openForReading } from "../kernel/database.ts";
 import { dispatcher } from "../kernel/dispatch.ts";
 import { LogReader } from "../kernel/log.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { ReadModels } from "../kernel/projection.ts";
+import { ReadModels } from "../kernel/readmodel.ts";
 import { buildRegistry } from "../kernel/registry.ts";
 import { Hub } from "../kernel/stream.ts";
 import { system } from "../kernel/system.ts";

@@ -9,7 +9,7 @@ import { type Actor, isRefused } from "./aggregate.ts";
 import type { Outcome, WriteCommand, WriteRequest } from "./execute.ts";
 import { fingerprint } from "./idempotency.ts";
 import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
-import { BadCursor, type ReadModels } from "./projection.ts";
+import { BadCursor, type ReadModels } from "./readmodel.ts";
 import { nearest, type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
 import { Id, MOST_ERRORS, object, Seq, schemaErrors, UNKNOWN_FIELD } from "./schema.ts";
 import type { Hub } from "./stream.ts";

@@ -5,26 +5,29 @@
  * generation that is not the binary's own is rebuilt before it serves; an event that cannot be applied stops
  * its projection visibly and fails closed for writes that need it. Nothing here reads a clock.
  */
-import type { Database, Statement } from "bun:sqlite";
-import type { AnyAggregate, Event, Find, Read, TableSpec } from "./aggregate.ts";
+import type { Database } from "bun:sqlite";
+import type { AnyAggregate, Event, Find } from "./aggregate.ts";
 import { isStorageError } from "./database.ts";
 import type { LogReader } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
-import { DEFAULT_PAGE } from "./schema.ts";
-
-type Value = string | number | null;
-type Row = Record<string, Value>;
+import {
+  asDeclared,
+  conditions,
+  createTables,
+  NEXT,
+  type Row,
+  rowsOf,
+  tableSql,
+  type Value,
+} from "./table.ts";
 
 const decoder = new TextDecoder();
 
 /** Events per step of a rebuild: a step is short, so that commands wait behind it for milliseconds only. */
-const STEP_EVENTS = 2_000;
+export const STEP_EVENTS = 2_000;
 
 /** Events per read of the log: of the largest size they are 8 MB. */
 const READ_EVENTS = 128;
-
-/** The tables of a generation that is being built stand beside the serving ones under this suffix. */
-const NEXT = "__next";
 
 export interface ProjectionStatus {
   readonly name: string;
@@ -43,44 +46,6 @@ export class ProjectionStopped extends Error {
   }
 }
 
-function columnsOf(spec: TableSpec): string[] {
-  return Object.keys(spec.row.properties);
-}
-
-function columnType(schema: object): string {
-  const types = JSON.stringify(schema);
-  const base = types.includes('"type":"integer"') ? "INTEGER" : "TEXT";
-  return types.includes('"type":"null"') ? base : `${base} NOT NULL`;
-}
-
-/** The SQL that makes a table. SQLite cannot rename an index, so a `tag` tells those of two generations apart. */
-function tableSql(name: string, spec: TableSpec, tag: string): string[] {
-  const columns = Object.entries(spec.row.properties).map(
-    ([column, schema]) => `${column} ${columnType(schema)}`,
-  );
-  const index = (kind: string, keys: readonly string[]) =>
-    `CREATE ${kind} ${name.replace(NEXT, "")}_by_${keys.join("_")}${tag} ON ${name} (${keys.join(", ")})`;
-  return [
-    `CREATE TABLE ${name} (${columns.join(", ")}, PRIMARY KEY (${spec.key.join(", ")})) STRICT, WITHOUT ROWID`,
-    ...spec.unique.map((keys) => index("UNIQUE INDEX", keys)),
-    ...spec.index.map((keys) => index("INDEX", keys)),
-  ];
-}
-
-function createTables(db: Database, tables: Readonly<Record<string, TableSpec>>, suffix: string): void {
-  const taken = db.query<{ n: number }, [string]>(
-    "SELECT count(*) AS n FROM sqlite_schema WHERE type = 'index' AND tbl_name = ? AND name LIKE '%$a' AND sql NOT NULL",
-  );
-  for (const [name, spec] of Object.entries(tables))
-    for (const sql of tableSql(name + suffix, spec, taken.get(name)!.n > 0 ? "$b" : "$a")) db.run(sql);
-}
-
-/** Whether a table is there with the columns that its spec names: another program may have taken it away. */
-function asDeclared(db: Database, name: string, spec: TableSpec): boolean {
-  const found = db.query<{ name: string }, [string]>("SELECT name FROM pragma_table_info(?)").all(name);
-  return found.map((column) => column.name).join() === columnsOf(spec).join();
-}
-
 /** Hash of the schema, the code version and the upcasters (SPEC §6). */
 export function generationId(aggregate: AnyAggregate): string {
   const { version, tables } = aggregate.readModel;
@@ -94,65 +59,8 @@ export function generationId(aggregate: AnyAggregate): string {
   return new Bun.CryptoHasher("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 16);
 }
 
-/**
- * Equality conditions; null matches null.
- * @param optional true where an undefined member does not filter; else it is a bug, for it would match every row
- */
-function conditions(
-  where: Readonly<Record<string, unknown>>,
-  optional = false,
-): { sql: string; values: Value[] } {
-  let sql = "";
-  const values: Value[] = [];
-  for (const column in where) {
-    const value = where[column];
-    if (value === undefined) {
-      if (optional) continue;
-      throw new Error(`no value for the column ${column}`);
-    }
-    sql += `${sql === "" ? " WHERE" : " AND"} ${column} IS ?`;
-    values.push(value as Value);
-  }
-  return { sql, values };
-}
-
-/** Writes one projection's tables, either the serving ones or the next. */
-function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>, suffix: string) {
-  return Object.fromEntries(
-    Object.entries(tables).map(([name, spec]) => {
-      const target = name + suffix;
-      const columns = columnsOf(spec);
-      const insertSql = `INSERT INTO ${target} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`;
-      let insert: Statement<unknown, Value[]> | undefined;
-      return [
-        name,
-        {
-          insert(row: Row) {
-            // Not before the first row: the table of a next generation does not exist yet.
-            insert ??= db.query<unknown, Value[]>(insertSql);
-            insert.run(...columns.map((column) => row[column] as Value));
-          },
-          update(where: Row, change: Row) {
-            const { sql, values } = conditions(where);
-            const set = Object.keys(change).map((column) => `${column} = ?`);
-            const changed = Object.values(change);
-            if (changed.includes(undefined as never)) throw new Error("no value for a column that changes");
-            db.query<unknown, Value[]>(`UPDATE ${target} SET ${set.join(", ")}${sql}`).run(
-              ...changed,
-              ...values,
-            );
-          },
-          delete(where: Row) {
-            const { sql, values } = conditions(where);
-            db.query<unknown, Value[]>(`DELETE FROM ${target}${sql}`).run(...values);
-          },
-        },
-      ];
-    }),
-  );
-}
-
-function* bodies(log: LogReader, after: number, upTo: number): Generator<Uint8Array> {
+/** The bodies of a range of the log, read a few at a time. */
+export function* bodies(log: LogReader, after: number, upTo: number): Generator<Uint8Array> {
   for (let at = after; at < upTo; at += READ_EVENTS) yield* log.bodies(at, Math.min(upTo, at + READ_EVENTS));
 }
 
@@ -170,7 +78,8 @@ interface Projection {
   building: number | undefined;
 }
 
-function applyTo(registry: Registry, aggregate: AnyAggregate, rows: object, event: Event): void {
+/** Let an aggregate's `apply` write one event, in its current version. Throws what `apply` throws. */
+export function applyTo(registry: Registry, aggregate: AnyAggregate, rows: object, event: Event): void {
   if (event.subject.kind !== aggregate.kind) return;
   const current = currentEvent(registry, event);
   const name = registry.events.get(current.event_type)!.name;
@@ -386,215 +295,5 @@ export class Projections {
   #dropNext(projection: Projection): void {
     for (const table of Object.keys(projection.aggregate.readModel.tables))
       this.db.run(`DROP TABLE IF EXISTS ${table}${NEXT}`);
-  }
-}
-
-/** Read models for queries, on a connection that only reads: every answer is one snapshot. */
-export class ReadModels {
-  readonly #tables = new Map<string, TableSpec>();
-
-  constructor(
-    readonly db: Database,
-    registry: Registry,
-  ) {
-    for (const aggregate of registry.aggregates)
-      for (const [name, spec] of Object.entries(aggregate.readModel.tables)) this.#tables.set(name, spec);
-  }
-
-  /**
-   * Run a query in one snapshot.
-   * @param kind the aggregate whose projection answers
-   * @param run the query's own reading
-   * @returns its answer, with the position it holds for
-   */
-  snapshot<R>(kind: string, run: (read: Read) => R): { as_of_seq: number; answer: R } {
-    return this.db.transaction(() => {
-      const row = this.db
-        .query<{ as_of_seq: number }, [string]>("SELECT as_of_seq FROM projections WHERE name = ?")
-        .get(kind);
-      return { as_of_seq: row?.as_of_seq ?? 0, answer: run(this.#read) };
-    })();
-  }
-
-  readonly #read: Read = {
-    one: (name, where) => this.#select(name, where, "", [])[0] as never,
-    page: (name, where, params) => {
-      const { key } = this.#tables.get(name)!;
-      const limit = params.limit ?? DEFAULT_PAGE;
-      const after = params.cursor === undefined ? undefined : decodeCursor(params.cursor, key.length);
-      const rows = this.#select(
-        name,
-        where,
-        after ? `(${key.join(", ")}) > (${key.map(() => "?").join(", ")})` : "",
-        after ?? [],
-        ` ORDER BY ${key.join(", ")} LIMIT ?`,
-        limit + 1,
-      );
-      const last = rows.length > limit ? rows[limit - 1] : undefined;
-      return {
-        items: rows.slice(0, limit) as never,
-        next: last ? encodeCursor(key.map((k) => last[k]!)) : null,
-      };
-    },
-  };
-
-  #select(
-    name: string,
-    where: object,
-    also: string,
-    alsoValues: Value[],
-    tail = "",
-    ...last: Value[]
-  ): Row[] {
-    const spec = this.#tables.get(name)!;
-    const columns = columnsOf(spec).filter((column) => !spec.hidden.includes(column));
-    const { sql, values } = conditions(where as Row, true);
-    const both = also ? `${sql ? `${sql} AND` : " WHERE"} ${also}` : sql;
-    return this.db
-      .query<Row, Value[]>(`SELECT ${columns.join(", ")} FROM ${name}${both}${tail}`)
-      .all(...values, ...alsoValues, ...last);
-  }
-}
-
-/** A page's cursor was not made by us. */
-export class BadCursor extends Error {}
-
-function encodeCursor(key: Value[]): string {
-  return Buffer.from(JSON.stringify(key)).toString("base64url");
-}
-
-function decodeCursor(cursor: string, parts: number): Value[] {
-  try {
-    const key = JSON.parse(Buffer.from(cursor, "base64url").toString()) as Value[];
-    if (
-      Array.isArray(key) &&
-      key.length === parts &&
-      key.every((part) => ["string", "number"].includes(typeof part))
-    )
-      return key;
-  } catch (error) {
-    if (!(error instanceof SyntaxError)) throw error;
-  }
-  throw new BadCursor("the cursor is not one that a page gave");
-}
-
-/** What `projection.verify` found about one projection. */
-export interface ProjectionCheck {
-  readonly name: string;
-  readonly as_of_seq: number;
-  readonly ok: boolean;
-  /** SHA-256 over all rows of all tables in key order, hexadecimal: the serving ones and the rebuilt ones. */
-  readonly digest: string;
-  readonly rebuilt_digest: string;
-  readonly error: string | null;
-}
-
-function digest(db: Database, tables: Readonly<Record<string, TableSpec>>): string {
-  const hash = new Bun.CryptoHasher("sha256");
-  for (const [name, spec] of Object.entries(tables)) {
-    const columns = columnsOf(spec).join(", ");
-    hash.update(`${name}(${columns})\n`);
-    const rows = db.query<Row, []>(`SELECT ${columns} FROM ${name} ORDER BY ${spec.key.join(", ")}`);
-    for (const row of rows.iterate()) hash.update(`${JSON.stringify(Object.values(row))}\n`);
-  }
-  return hash.digest("hex");
-}
-
-/**
- * Rebuild every read model from the log into a scratch database and compare it with the serving one at the same
- * position (SPEC §6). Most of the log is read before the snapshot in which the two are compared: a long snapshot would
- * keep the WAL from starting over while writers go on.
- * @param db a connection that only reads
- * @param scratch an empty database, the caller's to delete
- * @param progress told how many events of how many are done
- */
-export function verifyProjections(
-  db: Database,
-  registry: Registry,
-  log: LogReader,
-  scratch: Database,
-  progress: (done: number, of: number) => void,
-): ProjectionCheck[] {
-  scratch.run("PRAGMA journal_mode = OFF");
-  scratch.run("PRAGMA synchronous = OFF");
-  const served = () =>
-    new Map(
-      db
-        .query<{ name: string; as_of_seq: number; error: string | null }, []>(
-          "SELECT name, as_of_seq, error FROM projections",
-        )
-        .all()
-        .map((row) => [row.name, row]),
-    );
-  const models = new Map(
-    registry.aggregates.map((aggregate): [string, Model] => {
-      createTables(scratch, aggregate.readModel.tables, "");
-      const rows = rowsOf(scratch, aggregate.readModel.tables, "");
-      return [aggregate.kind, { aggregate, rows, as_of_seq: 0, error: null }];
-    }),
-  );
-  let done = 0;
-  /** Apply what each model lacks up to where the serving one stands. */
-  const catchUp = () => {
-    const stands = served();
-    for (const model of models.values()) model.as_of_seq = stands.get(model.aggregate.kind)?.as_of_seq ?? 0;
-    const head = Math.max(0, ...[...models.values()].map((model) => model.as_of_seq));
-    while (done < head) {
-      const upTo = Math.min(head, done + STEP_EVENTS);
-      scratch.transaction(() => {
-        for (const body of bodies(log, done, upTo)) applyScratch(registry, models, body, ++done);
-      })();
-      // A hole in the log is for log.verify to name.
-      done = upTo;
-      progress(done, head);
-    }
-    return stands;
-  };
-  catchUp();
-  return db.transaction(() => {
-    const stands = catchUp();
-    return [...models.values()].map(({ aggregate, as_of_seq, error }) => {
-      const live = digest(db, aggregate.readModel.tables);
-      const rebuilt = digest(scratch, aggregate.readModel.tables);
-      const said = stands.get(aggregate.kind)?.error ?? error;
-      return {
-        name: aggregate.kind,
-        as_of_seq,
-        ok: live === rebuilt && said === null,
-        digest: live,
-        rebuilt_digest: rebuilt,
-        error: said,
-      };
-    });
-  })();
-}
-
-interface Model {
-  readonly aggregate: AnyAggregate;
-  readonly rows: ReturnType<typeof rowsOf>;
-  /** Where the serving one stands. */
-  as_of_seq: number;
-  /** Why this one went no further. */
-  error: string | null;
-}
-
-function applyScratch(
-  registry: Registry,
-  models: ReadonlyMap<string, Model>,
-  body: Uint8Array,
-  seq: number,
-): void {
-  let event: Event | undefined;
-  try {
-    event = JSON.parse(decoder.decode(body)) as Event;
-    const model = models.get(event.subject.kind);
-    if (model && model.error === null && seq <= model.as_of_seq)
-      applyTo(registry, model.aggregate, model.rows, event);
-  } catch (error) {
-    if (isStorageError(error)) throw error;
-    const said = `event ${seq} cannot be applied: ${(error as Error).message}`;
-    // Of an event that cannot be read nobody knows whose it is.
-    const whose = event?.subject === undefined ? [...models.values()] : [models.get(event.subject.kind)!];
-    for (const model of whose) model.error ??= said;
   }
 }

@@ -9,7 +9,7 @@ import { type Answer, type Caller, dispatcher, fromText } from "../../src/kernel
 import { fingerprint } from "../../src/kernel/idempotency.ts";
 import { LogReader } from "../../src/kernel/log.ts";
 import { isProblem, type Problem, problem } from "../../src/kernel/problems.ts";
-import { ReadModels } from "../../src/kernel/projection.ts";
+import { ReadModels } from "../../src/kernel/readmodel.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
 import { matches, object } from "../../src/kernel/schema.ts";
 import { Hub } from "../../src/kernel/stream.ts";

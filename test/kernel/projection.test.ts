@@ -1,9 +1,10 @@
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
+import { type ProjectionCheck, verifyProjections } from "../../src/integrity/projections.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import { LogReader } from "../../src/kernel/log.ts";
-import { type ProjectionCheck, ReadModels, verifyProjections } from "../../src/kernel/projection.ts";
+import { ReadModels } from "../../src/kernel/readmodel.ts";
 import {
   counterAggregate,
   dump,

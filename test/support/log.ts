@@ -17,7 +17,7 @@ import { openForReading, openForWriting } from "../../src/kernel/database.ts";
 import { dispatcher } from "../../src/kernel/dispatch.ts";
 import { encode, LogReader, LogWriter, logId, type Stored } from "../../src/kernel/log.ts";
 import { problem } from "../../src/kernel/problems.ts";
-import { ReadModels } from "../../src/kernel/projection.ts";
+import { ReadModels } from "../../src/kernel/readmodel.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
 import { Hub } from "../../src/kernel/stream.ts";
 import { system } from "../../src/kernel/system.ts";

@@ -1,0 +1,128 @@
+/**
+ * The tables of read models as SQL: made from their specs, written by projections, read back for digests.
+ *
+ * Always holds: columns, keys and indexes say what the spec says; a value that is not there is a bug, never a NULL by
+ * accident. Nothing here knows which generation a table belongs to beyond the suffix it is given.
+ */
+import type { Database, Statement } from "bun:sqlite";
+import type { TableSpec } from "./aggregate.ts";
+
+export type Value = string | number | null;
+export type Row = Record<string, Value>;
+
+/** The tables of a generation that is being built stand beside the serving ones under this suffix. */
+export const NEXT = "__next";
+
+/** The names of a table's columns, in the order of its spec. */
+export function columnsOf(spec: TableSpec): string[] {
+  return Object.keys(spec.row.properties);
+}
+
+function columnType(schema: object): string {
+  const types = JSON.stringify(schema);
+  const base = types.includes('"type":"integer"') ? "INTEGER" : "TEXT";
+  return types.includes('"type":"null"') ? base : `${base} NOT NULL`;
+}
+
+/** The SQL that makes a table. SQLite cannot rename an index, so a `tag` tells those of two generations apart. */
+export function tableSql(name: string, spec: TableSpec, tag: string): string[] {
+  const columns = Object.entries(spec.row.properties).map(
+    ([column, schema]) => `${column} ${columnType(schema)}`,
+  );
+  const index = (kind: string, keys: readonly string[]) =>
+    `CREATE ${kind} ${name.replace(NEXT, "")}_by_${keys.join("_")}${tag} ON ${name} (${keys.join(", ")})`;
+  return [
+    `CREATE TABLE ${name} (${columns.join(", ")}, PRIMARY KEY (${spec.key.join(", ")})) STRICT, WITHOUT ROWID`,
+    ...spec.unique.map((keys) => index("UNIQUE INDEX", keys)),
+    ...spec.index.map((keys) => index("INDEX", keys)),
+  ];
+}
+
+/** Make every table of a read model under its name and a suffix. */
+export function createTables(
+  db: Database,
+  tables: Readonly<Record<string, TableSpec>>,
+  suffix: string,
+): void {
+  const taken = db.query<{ n: number }, [string]>(
+    "SELECT count(*) AS n FROM sqlite_schema WHERE type = 'index' AND tbl_name = ? AND name LIKE '%$a' AND sql NOT NULL",
+  );
+  for (const [name, spec] of Object.entries(tables))
+    for (const sql of tableSql(name + suffix, spec, taken.get(name)!.n > 0 ? "$b" : "$a")) db.run(sql);
+}
+
+/** Whether a table is there with the columns that its spec names: another program may have taken it away. */
+export function asDeclared(db: Database, name: string, spec: TableSpec): boolean {
+  const found = db.query<{ name: string }, [string]>("SELECT name FROM pragma_table_info(?)").all(name);
+  return found.map((column) => column.name).join() === columnsOf(spec).join();
+}
+
+/**
+ * Equality conditions; null matches null.
+ * @param optional true where an undefined member does not filter; else it is a bug, for it would match every row
+ */
+export function conditions(
+  where: Readonly<Record<string, unknown>>,
+  optional = false,
+): { sql: string; values: Value[] } {
+  let sql = "";
+  const values: Value[] = [];
+  for (const column in where) {
+    const value = where[column];
+    if (value === undefined) {
+      if (optional) continue;
+      throw new Error(`no value for the column ${column}`);
+    }
+    sql += `${sql === "" ? " WHERE" : " AND"} ${column} IS ?`;
+    values.push(value as Value);
+  }
+  return { sql, values };
+}
+
+/** Writes one projection's tables, either the serving ones or the next. */
+export function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>, suffix: string) {
+  return Object.fromEntries(
+    Object.entries(tables).map(([name, spec]) => {
+      const target = name + suffix;
+      const columns = columnsOf(spec);
+      const insertSql = `INSERT INTO ${target} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`;
+      let insert: Statement<unknown, Value[]> | undefined;
+      return [
+        name,
+        {
+          insert(row: Row) {
+            // Not before the first row: the table of a next generation does not exist yet.
+            insert ??= db.query<unknown, Value[]>(insertSql);
+            insert.run(...columns.map((column) => row[column] as Value));
+          },
+          update(where: Row, change: Row) {
+            const { sql, values } = conditions(where);
+            const set = Object.keys(change).map((column) => `${column} = ?`);
+            const changed = Object.values(change);
+            if (changed.includes(undefined as never)) throw new Error("no value for a column that changes");
+            db.query<unknown, Value[]>(`UPDATE ${target} SET ${set.join(", ")}${sql}`).run(
+              ...changed,
+              ...values,
+            );
+          },
+          delete(where: Row) {
+            const { sql, values } = conditions(where);
+            db.query<unknown, Value[]>(`DELETE FROM ${target}${sql}`).run(...values);
+          },
+        },
+      ];
+    }),
+  );
+}
+
+/** SHA-256 over all rows of all tables in key order, hexadecimal: the same rows, the same digest (SPEC §6). */
+export function digest(db: Database, tables: Readonly<Record<string, TableSpec>>): string {
+  const hash = new Bun.CryptoHasher("sha256");
+  for (const [name, spec] of Object.entries(tables)) {
+    const columns = columnsOf(spec).join(", ");
+    hash.update(`${name}(${columns})\n`);
+    const rows = db.query<Row, []>(`SELECT ${columns} FROM ${name} ORDER BY ${spec.key.join(", ")}`);
+    for (const row of rows.iterate()) hash.update(`${JSON.stringify(Object.values(row))}\n`);
+  }
+  return hash.digest("hex");
+}

@@ -134,6 +134,10 @@ describe("who may know whom", () => {
         ),
       ),
     ).toEqual([]);
+    const served = modules.filter(
+      (file) => file.startsWith("src/daemon/") && all.get(file)!.some((path) => path.startsWith("src/http/")),
+    );
+    expect(served).toEqual(["src/daemon/serve.ts"]);
   });
 
   test("cli: nothing below it knows it, and it does not reach into the server", () => {

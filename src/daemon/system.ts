@@ -3,7 +3,7 @@
  * kernel/system.ts; a query that is declared there and not answered here does not compile.
  */
 import { statSync } from "node:fs";
-import { bodyOf, eventPage } from "../http/events.ts";
+import { badCursor, bodyOf, eventPage, type PageParams } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { DEFAULT_PAGE } from "../kernel/schema.ts";
@@ -22,13 +22,6 @@ type Answers = {
 interface Paging {
   readonly limit?: number;
   readonly cursor?: string;
-}
-
-function badCursor(): Problem {
-  const message = "must be the 'next' of an earlier page";
-  return problem("invalid_schema", `/payload/cursor ${message}`, {
-    errors: [{ pointer: "/payload/cursor", message }],
-  });
 }
 
 /** Make the answers of one daemon. */
@@ -82,8 +75,7 @@ export function systemAnswers(daemon: {
       memory_bytes: process.memoryUsage.rss(),
       jobs: [...jobs.running],
     }),
-    "events.list": (params: Parameters<typeof eventPage>[1]) => {
-      if (params.cursor !== undefined && !/^\d{1,16}$/.test(params.cursor)) return badCursor();
+    "events.list": (params: PageParams & { as_stored?: boolean }) => {
       const found = eventPage(hub, params);
       if (isProblem(found)) return found;
       const { lines, ...rest } = found;

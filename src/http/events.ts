@@ -5,19 +5,15 @@
  * costs one page of memory. What goes out are the stored bytes. Plain NDJSON has nothing but events, so the runtime
  * holds its response header back until there is one: who wants to know earlier asks for `frames=true`.
  */
-import { type Static, type TSchema, Type } from "typebox";
+import { type Static, Type } from "typebox";
 import { freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
-import type { Filter, Line } from "../kernel/log.ts";
+import { bodyOf, eventPage, filterOf, startOf } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { DEFAULT_PAGE, Id, MAX_PAGE, object, Seq, schemaErrors, Time } from "../kernel/schema.ts";
-import { currentBody, type Feed, type Frame, type Hub, readPage, resolveTypes } from "../kernel/stream.ts";
+import { Id, MAX_PAGE, object, Seq, schemaErrors, Time } from "../kernel/schema.ts";
+import type { Feed, Frame, Hub } from "../kernel/stream.ts";
 import { filterFields } from "../kernel/system.ts";
 import { json, refused } from "./answers.ts";
 import { searchOf, traceOf } from "./request.ts";
-
-/** Positions that one page looks at, at most, and characters of events after which it ends: see `eventPage`. */
-const PAGE_POSITIONS = 20_000;
-const PAGE_CHARS = 16 << 20;
 
 /** How long `min_seq` waits, in milliseconds. */
 const MIN_SEQ_WAIT_MS = 5_000;
@@ -40,63 +36,6 @@ const Params = object({
   ...filterFields,
 });
 type Params = Static<typeof Params>;
-
-/** The part of the parameters that is a filter. */
-export function filterOf(
-  hub: Hub,
-  params: Static<TSchema> & Partial<Record<keyof typeof filterFields, unknown>>,
-): Filter {
-  const { types, streams, workspace_id, project_id, subject_kind } = params as Params;
-  const exact = resolveTypes(hub.registry, types);
-  return {
-    ...(exact && { types: exact }),
-    ...(streams && { streams }),
-    ...(workspace_id !== undefined && { workspace_id }),
-    ...(project_id !== undefined && { project_id }),
-    ...(subject_kind !== undefined && { subject_kind }),
-  };
-}
-
-/**
- * A page of events. It has fewer than `limit` of them, or none, where the filter lets little through or events are
- * large: only `next` says whether there is more. So no page keeps the daemon busy for long, whatever is asked.
- * @returns `{as_of_seq, log_id, lines, next}` where `next` is the cursor of the next page, or a problem of the cursor
- */
-export function eventPage(
-  hub: Hub,
-  params: Partial<Params>,
-): { as_of_seq: number; log_id: string; lines: Line[]; next: string | null } | Problem {
-  const after = startOf(hub, params);
-  if (isProblem(after)) return after;
-  const { head, log_id, reader } = hub;
-  const { lines, upTo } = readPage(
-    reader,
-    after,
-    Math.min(head, after + PAGE_POSITIONS),
-    filterOf(hub, params),
-    params.limit ?? DEFAULT_PAGE,
-    PAGE_CHARS,
-  );
-  return { as_of_seq: head, log_id, lines, next: upTo < head ? String(upTo) : null };
-}
-
-/** Where to start: the cursor of a page, `after`, or the first event since a time. */
-function startOf(hub: Hub, params: Partial<Params>): number | Problem {
-  const { cursor, after, since, log_id } = params;
-  const start =
-    cursor === undefined ? (after ?? (since === undefined ? 0 : before(hub, since))) : Number(cursor);
-  return hub.checkCursor(start, log_id) ?? start;
-}
-
-/** The position before the first event since a time. The log may be ahead of what the hub has heard of. */
-function before(hub: Hub, since: string): number {
-  return Math.min(hub.reader.firstSince(Date.parse(since)) - 1, hub.head);
-}
-
-/** The items of a page as the client wants them. */
-export function bodyOf(hub: Hub, line: Line, as_stored: boolean | undefined): string {
-  return as_stored ? line.body : currentBody(hub.registry, line);
-}
 
 const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";

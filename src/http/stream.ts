@@ -9,12 +9,13 @@ import type { ServerWebSocket } from "bun";
 import { type Static, Type } from "typebox";
 import { type Caller, type Dispatch, freshTrace, invalidSchema, TraceId } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
+import { filterOf } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { Id, object, Seq, schemaErrors } from "../kernel/schema.ts";
 import type { Feed, Frame, Hub } from "../kernel/stream.ts";
 import { filterFields } from "../kernel/system.ts";
 import { answerText, problemText } from "./answers.ts";
-import { filterOf, framesOf, type OnBug } from "./events.ts";
+import { framesOf, type OnBug } from "./events.ts";
 import { MAX_BODY } from "./request.ts";
 
 /** Subscriptions on one socket, and requests under way on it, at most (SPEC §10). */

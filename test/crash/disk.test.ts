@@ -1,6 +1,7 @@
 /**
  * A disk that fails (SPEC §3 `read_only` and `outcome_unknown`, §11, §14): real daemon, real SQLite, failing system calls.
  */
+import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -80,6 +81,35 @@ describe.skipIf(unavailable !== undefined)("a disk that fails", () => {
       for (const name of names) expect((await accepted(next.socket, name)).replayed).toBe(true);
       await clean(next, 1 + names.length);
     });
+
+  test("after a commit that failed nothing more is written, though the disk would take it", async () => {
+    const home = tempHome();
+    const disk = faults();
+    const daemon = await launched(home, disk.env);
+    await accepted(daemon.socket, "before");
+    // One write fails among many: the batch behind it, which is on its way by then, would succeed.
+    disk.arm("write-eio", 400);
+    const acknowledged = new Set(["key-before"]);
+    let number = 0;
+    await Promise.all(
+      Array.from({ length: 64 }, async () => {
+        for (;;) {
+          const name = `during-${number++}`;
+          const fate = await send(daemon.socket, create(name));
+          if (fate.kind !== "receipt") return;
+          acknowledged.add(`key-${name}`);
+        }
+      }),
+    );
+    expect(await daemon.exited).toBe(1);
+    disk.disarm("write-eio");
+    const next = await launched(home);
+    const db = new Database(join(home, "kernel.db"), { readonly: true });
+    const stored = db.query<{ key: string }, []>("SELECT idempotency_key AS key FROM command_keys").all();
+    db.close();
+    expect(stored.map((row) => row.key).toSorted()).toEqual([...acknowledged].toSorted());
+    await clean(next, acknowledged.size);
+  });
 
   for (const n of [0, 7])
     test(`a full disk (every ${n + 1}. write) refuses writes with read_only, reads go on, and room mends it`, async () => {

@@ -334,10 +334,10 @@ describe("long work", () => {
     console.log(
       `rebuild of 20,000 in ${rebuilt.toFixed(0)} ms; ${took.length} commands meanwhile: p50 ${at(0.5)} p99 ${at(0.99)} max ${at(1)} ms; ${reads} reads`,
     );
-    expect(took.length).toBeGreaterThan(20);
+    // There are 20 steps, and a command waits for one of them, not for the rebuild.
+    expect(took.length).toBeGreaterThan(80);
+    expect(took.at(-1)!).toBeLessThan(rebuilt);
     expect(reads).toBeGreaterThan(0);
-    // A step of the rebuild is what a command waits for, not the rebuild.
-    expect(took.at(-1)!).toBeLessThan(Math.max(1_000, rebuilt / 2));
     expect(await ask(daemon.socket, "projection.verify")).toMatchObject({ ok: true });
     await stop(daemon);
   });

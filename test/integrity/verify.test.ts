@@ -1,5 +1,6 @@
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
 import canonicalize from "canonicalize";
 import { type LogCheck, verifyLog } from "../../src/integrity/verify.ts";
 import type { Event } from "../../src/kernel/aggregate.ts";
@@ -110,6 +111,13 @@ describe("log.verify", () => {
     for (let i = 0; i < 2_000; i += 20) kernel.done("counter.add", { counter_id, by: Array(20).fill(0) });
     kernel.close();
     expect(verify(kernel.path)).toMatchObject({ ok: true, events: 2_001 });
+    const whole = readFileSync(kernel.path);
+    // More than a page is gone: there is nothing to look at.
+    tamper(kernel.path, (db) => db.run("DELETE FROM events WHERE seq_global BETWEEN 300 AND 1500"));
+    expect(verify(kernel.path).first_bad).toMatchObject({ seq_global: 300, problem: "the event is missing" });
+    tamper(kernel.path, (db) => db.run("DELETE FROM events WHERE seq_global < 300"));
+    expect(verify(kernel.path).first_bad).toMatchObject({ seq_global: 1, problem: "the event is missing" });
+    writeFileSync(kernel.path, whole);
     for (const seq of [1_999, 600, 256]) {
       tamper(kernel.path, (db) => {
         const event = eventAt(db, seq);
@@ -202,6 +210,15 @@ describe("log.verify", () => {
     ],
     "bytes that are not JSON": [(db) => setBody(db, 4, "{"), 4, /not JSON/],
     "bytes that are not UTF-8": [(db) => setBody(db, 4, new Uint8Array([0x7b, 0xff, 0x7d])), 4, /not JSON/],
+    "a byte that is not UTF-8 in a text": [
+      (db) => {
+        const bytes = new TextEncoder().encode(canonicalize(eventAt(db, 1))!);
+        bytes[new TextDecoder().decode(bytes).indexOf('"name":"one"') + 9] = 0xff;
+        setBody(db, 1, bytes);
+      },
+      1,
+      /not JSON/,
+    ],
     "no bytes": [(db) => setBody(db, 4, ""), 4, /not JSON/],
     "JSON that is no object": [(db) => setBody(db, 4, "null"), 4, /not a canonical envelope/],
     "JSON that is no envelope": [(db) => setBody(db, 4, '{"seq_global":4}'), 4, /not a canonical envelope/],

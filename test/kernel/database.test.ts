@@ -91,26 +91,26 @@ describe("append-only", () => {
     "DELETE of the last event": () => "DELETE FROM events WHERE seq_global = 4",
     "DELETE of all": () => "DELETE FROM events",
     "INSERT OR REPLACE of an event": () =>
-      "INSERT OR REPLACE INTO events SELECT seq_global, event_id, stream, seq_stream, 'x', 1, NULL, NULL, 'x', 1, 'x' FROM events WHERE seq_global = 1",
+      "INSERT OR REPLACE INTO events SELECT seq_global, event_id, stream, seq_stream, 'x', 1, NULL, NULL, 'x', 1, x'78' FROM events WHERE seq_global = 1",
     "REPLACE at the next seq of an event_id that is there": () =>
-      "REPLACE INTO events SELECT 5, event_id, 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x' FROM events WHERE seq_global = 1",
+      "REPLACE INTO events SELECT 5, event_id, 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78' FROM events WHERE seq_global = 1",
     "REPLACE at the next seq of a place in a stream that is taken": () =>
-      "REPLACE INTO events SELECT 5, 'z', stream, seq_stream, 'x', 1, NULL, NULL, 'x', 1, 'x' FROM events WHERE seq_global = 1",
+      "REPLACE INTO events SELECT 5, 'z', stream, seq_stream, 'x', 1, NULL, NULL, 'x', 1, x'78' FROM events WHERE seq_global = 1",
     "upsert of an event": () =>
       "INSERT INTO events SELECT * FROM events WHERE seq_global = 1 ON CONFLICT DO UPDATE SET body = 'x'",
     "INSERT OR IGNORE with a seq that is not the next": () =>
-      "INSERT OR IGNORE INTO events VALUES (6, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x')",
+      "INSERT OR IGNORE INTO events VALUES (6, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')",
     "INSERT with a seq that is not the next": () =>
-      "INSERT INTO events VALUES (6, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x')",
-    "INSERT at 0": () => "INSERT INTO events VALUES (0, '0', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x')",
+      "INSERT INTO events VALUES (6, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')",
+    "INSERT at 0": () => "INSERT INTO events VALUES (0, '0', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')",
     "INSERT with no seq": () =>
-      "INSERT INTO events VALUES (NULL, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x')",
+      "INSERT INTO events VALUES (NULL, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')",
     "INSERT of an event_id that is there": () =>
-      "INSERT INTO events SELECT 5, event_id, 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x' FROM events WHERE seq_global = 4",
+      "INSERT INTO events SELECT 5, event_id, 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78' FROM events WHERE seq_global = 4",
     "INSERT of an event_id that does not grow": () =>
-      "INSERT INTO events VALUES (5, '00000000-0000-7000-8000-000000000000', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, 'x')",
+      "INSERT INTO events VALUES (5, '00000000-0000-7000-8000-000000000000', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')",
     "INSERT with a hole in its stream": () =>
-      "INSERT INTO events VALUES (5, 'z', 'x/1', 2, 'x', 1, NULL, NULL, 'x', 1, 'x')",
+      "INSERT INTO events VALUES (5, 'z', 'x/1', 2, 'x', 1, NULL, NULL, 'x', 1, x'78')",
     "INSERT of an event that is too large": () =>
       "INSERT INTO events VALUES (5, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, zeroblob(61441))",
     "INSERT of a body that is text": () =>
@@ -142,6 +142,14 @@ describe("append-only", () => {
         expect(dumpAll(log.path)).toEqual(before);
         openForWriting(log.path).close();
       });
+
+  test("the next event with all that is asked for is taken: the rows above are refused for what they say", () => {
+    const { path } = filled();
+    const db = outsider(path, "OFF");
+    // No trigger can tell a forger from the daemon: that is what log.verify is for.
+    db.run("INSERT INTO events VALUES (5, 'z', 'x/1', 1, 'x', 1, NULL, NULL, 'x', 1, x'78')");
+    db.close();
+  });
 
   test("REPLACE of a noted version by itself is refused or changes nothing", () => {
     const { path } = filled();

@@ -137,8 +137,11 @@ export const mirror = aggregate(
   "mirror",
   {},
 )({
-  commands: { create: command({ counter_id: Id }, "Mirror a counter.", { creates: true }) },
-  events: { created: event(1, { counter_id: Id }) },
+  commands: {
+    create: command({ counter_id: Id }, "Mirror a counter.", { creates: true }),
+    polish: command({ mirror_id: Id }, "Polish it: a command that looks at nothing."),
+  },
+  events: { created: event(1, { counter_id: Id }), polished: event(1, {}) },
   reasons: { "mirror.nothing_there": { is: "there is no counter", hint: "make the counter first" } },
   scope: () => ({}),
   decide: {
@@ -146,14 +149,16 @@ export const mirror = aggregate(
       find.one("counters", { counter_id })
         ? [{ type: "created", payload: { counter_id } }]
         : reject("mirror.nothing_there"),
+    polish: () => [{ type: "polished", payload: {} }],
   },
-  evolve: { created: (state) => state },
+  evolve: { created: (state) => state, polished: (state) => state },
   readModel: {
     version: 1,
     tables: { mirrors },
     apply: {
       created: (rows, { subject, payload }) =>
         rows.mirrors.insert({ mirror_id: subject.id, counter_id: payload.counter_id }),
+      polished: () => {},
     },
   },
   queries: {},

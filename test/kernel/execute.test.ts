@@ -469,15 +469,26 @@ describe("the state that is held", () => {
 
   test("may be forgotten for other streams and is folded again", () => {
     const { kernel, counter_id, add } = withCounter();
-    kernel.run(add([1, 2]));
-    for (let n = 0; n < 11_000; n += 1_000)
+    let named = 0;
+    /** So many others are touched. */
+    const others = (count: number) =>
       kernel.executor.run([
-        loose(...Array.from({ length: 1_000 }, (_, i) => toWrite("counter.create", { name: `c-${n + i}` }))),
+        loose(...Array.from({ length: count }, () => toWrite("counter.create", { name: `c-${named++}` }))),
       ]);
+    kernel.run(add([1, 2]));
+    // Once as one that was touched before the last 5,000, then as one of whom nothing is left.
+    others(5_500);
     expect(held(kernel, counter_id)).toEqual({ total: 3, version: 3 });
     expect(receiptOf(kernel.run(add([4])).outcomes[0]![0]!)).toMatchObject({
       version: 4,
       result: { total: 7 },
+    });
+    expect(held(kernel, counter_id)).toEqual({ total: 7, version: 4 });
+    others(11_000);
+    expect(held(kernel, counter_id)).toEqual({ total: 7, version: 4 });
+    expect(receiptOf(kernel.run(add([1])).outcomes[0]![0]!)).toMatchObject({
+      version: 5,
+      result: { total: 8 },
     });
   });
 });

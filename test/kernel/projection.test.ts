@@ -5,6 +5,8 @@ import { type ProjectionCheck, verifyProjections } from "../../src/integrity/pro
 import { openForReading } from "../../src/kernel/database.ts";
 import { LogReader } from "../../src/kernel/log.ts";
 import { ReadModels } from "../../src/kernel/readmodel.ts";
+import { buildRegistry } from "../../src/kernel/registry.ts";
+import { system } from "../../src/kernel/system.ts";
 import {
   counterAggregate,
   dump,
@@ -211,15 +213,15 @@ describe("an event that cannot be applied", () => {
     const counter_id = fill(kernel, 20);
     kernel.done("counter.add", { counter_id, by: [1, 7, 2] }, { idempotency_key: "known" });
     const other = fill(kernel, 20, "two");
-    kernel.done("mirror.create", { counter_id });
+    const mirror_id = kernel.done("mirror.create", { counter_id }).subject.id;
     kernel.close();
-    return { path: kernel.path, counter_id, other, seq: 23, head: 46 };
+    return { path: kernel.path, counter_id, other, mirror_id, seq: 23, head: 46 };
   }
 
   function expectStopped(
     kernel: Engine,
     at: { as_of_seq: number; seq: number },
-    ids: { counter_id: string },
+    ids: ReturnType<typeof stuck>,
   ) {
     expect(statusOf(kernel, "counter")).toMatchObject({
       status: "stopped",
@@ -245,6 +247,16 @@ describe("an event that cannot be applied", () => {
         details: { projection: "counter" },
       });
     expect(dumpAll(kernel.path)).toEqual(before);
+    // Writes that do not need it go on, and move nobody but their own.
+    const { seq_global } = kernel.done("mirror.polish", { mirror_id: ids.mirror_id });
+    const stands = new Map(
+      kernel.db
+        .query<{ name: string; as_of_seq: number }, []>("SELECT name, as_of_seq FROM projections")
+        .all()
+        .map((row) => [row.name, row.as_of_seq]),
+    );
+    expect(Object.fromEntries(stands)).toEqual({ counter: at.as_of_seq, mirror: seq_global });
+    expect(statusOf(kernel, "counter").as_of_seq).toBe(at.as_of_seq);
     // What was carried out before is still answered.
     const again = toWrite(
       "counter.add",
@@ -254,10 +266,11 @@ describe("an event that cannot be applied", () => {
     expect(receiptOf(kernel.run(again).outcomes[0]![0]!).replayed).toBe(true);
   }
 
-  function expectMended(kernel: Engine, ids: { counter_id: string }) {
+  function expectMended(kernel: Engine, ids: ReturnType<typeof stuck>) {
     expect(statusOf(kernel, "counter")).toMatchObject({ status: "serving", error: null });
-    expect(kernel.done("counter.add", { counter_id: ids.counter_id, by: [3] }).seq_global).toBe(47);
-    expect(kernel.done("mirror.create", { counter_id: ids.counter_id }).seq_global).toBe(48);
+    const head = kernel.reader.head();
+    expect(kernel.done("counter.add", { counter_id: ids.counter_id, by: [3] }).seq_global).toBe(head + 1);
+    expect(kernel.done("mirror.create", { counter_id: ids.counter_id }).seq_global).toBe(head + 2);
     expect(verify(kernel).map((check) => check.ok)).toEqual([true, true]);
   }
 
@@ -272,6 +285,10 @@ describe("an event that cannot be applied", () => {
       expect(verify(kernel)).toMatchObject([{ ok: false, as_of_seq: log.seq - 1 }, { ok: true }]);
       kernel.close();
     }
+    // Compared up to where it stands, and no further, by one who could go on.
+    const mended = { path: log.path, registry: buildRegistry([counterAggregate(), mirror], system) };
+    const [check] = verify(mended) as [ProjectionCheck];
+    expect(check).toMatchObject({ ok: false, as_of_seq: log.seq - 1, digest: check.rebuilt_digest });
     expectMended(engine({ path: log.path, aggregates: [counterAggregate({ version: 3 }), mirror] }), log);
   });
 
@@ -280,6 +297,7 @@ describe("an event that cannot be applied", () => {
     const flaws: { throwsAt?: number } = {};
     const kernel = engine({ path: log.path, aggregates: [counterAggregate(flaws), mirror] });
     const before = readModels(kernel.db);
+    expect(kernel.reader.head()).toBe(log.head);
     flaws.throwsAt = 7;
     kernel.projections.rebuild("counter");
     kernel.finishRebuilds();

@@ -117,7 +117,9 @@ async function measureRow(row: Row, bench: Bench): Promise<Measured | undefined>
     }
     const others = before && after ? othersShare(before, after) : 0;
     if (others > QUIET)
-      bench.say(`  other programs had ${Math.round(others * 100)} % of the CPU meanwhile: too low a figure`);
+      bench.say(
+        `  other programs had ${Math.round(others * 100)} % of the CPU meanwhile, which lowers the figures`,
+      );
     return { figures, others };
   } catch (error) {
     console.error(error);

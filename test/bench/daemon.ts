@@ -27,10 +27,21 @@ export function launcher(source: boolean): Launcher {
   return { command: [path] };
 }
 
-/** A new empty folder, short enough for a socket in it. The caller removes it. */
+/** What must not outlive the bench, however it ends: children, then folders. */
+const children = new Set<Bun.Subprocess>();
+const folders = new Set<string>();
+process.on("exit", () => {
+  for (const child of children) child.kill("SIGKILL");
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => process.exit(130));
+
+/** A new empty folder, short enough for a socket in it; it goes away with the bench, if not before. */
 export function temporaryFolder(): string {
   const preferred = realpathSync(tmpdir());
-  return mkdtempSync(join(preferred.length < 60 ? preferred : "/tmp", "mp-bench-"));
+  const folder = mkdtempSync(join(preferred.length < 60 ? preferred : "/tmp", "mp-bench-"));
+  folders.add(folder);
+  return folder;
 }
 
 export interface Daemon {
@@ -59,6 +70,7 @@ export async function startDaemon({ command }: Launcher, { home, env }: StartOpt
     stdio: ["ignore", "ignore", "pipe"],
     env: { ...cleanEnvironment(), MP_HOME: folder, ...env },
   });
+  children.add(child);
   while (!(await answers(socket))) {
     if (child.exitCode !== null)
       throw new Error(`the daemon ended: ${await Bun.readableStreamToText(child.stderr)}`);
@@ -73,6 +85,7 @@ export async function startDaemon({ command }: Launcher, { home, env }: StartOpt
     async stop({ keep = false } = {}) {
       child.kill("SIGTERM");
       await child.exited;
+      children.delete(child);
       if (!keep) rmSync(folder, { recursive: true, force: true });
     },
   };

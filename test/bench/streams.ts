@@ -5,6 +5,7 @@
  * everything that a command is; the yardstick has only to send.
  */
 import { Database } from "bun:sqlite";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { createWorkspace, head, projectBatch, sendBatch } from "./api.ts";
 import { cpuBetween, cpuTimes, type Daemon, startDaemon, temporaryFolder } from "./daemon.ts";
@@ -162,5 +163,6 @@ async function published(frame: string, events: number) {
   const { ended } = await receiver.line<ReceiveResult>();
   await receiver.end();
   await publisher.end();
+  rmSync(folder, { recursive: true, force: true });
   return { begun, ended };
 }

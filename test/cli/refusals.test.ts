@@ -109,7 +109,7 @@ describe("the other exit codes", () => {
   test("5: conflict, with the rule and what it met", async () => {
     const said = await refused(5, "workspace", "create", "Demo");
     expect(said).toMatch(
-      /^error: .*workspace\.name_taken\n {2}code: conflict\n {2}workspace_id: [0-9a-f-]{36}\n {2}hint: /,
+      /^error: another workspace has that name\n {2}code: conflict, workspace\.name_taken\n {2}workspace_id: [0-9a-f-]{36}\n {2}hint: /,
     );
   });
 

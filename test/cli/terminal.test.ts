@@ -82,7 +82,7 @@ describe("sentences", () => {
     expect(code).toBe(5);
     expect(shown).toContain(`${ESC}[31merror:${ESC}[39m`);
     expect(Bun.stripANSI(shown)).toMatch(
-      /^error: .*\n {2}code: conflict\n {2}workspace_id: .*\n {2}hint: choose another name/,
+      /^error: another workspace has that name\n {2}code: conflict, workspace\.name_taken\n {2}workspace_id: .*\n {2}hint: choose another name/,
     );
   });
 

@@ -53,7 +53,7 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
   reasons: {
     "project.name_taken": {
       is: "another project of the workspace has that name",
-      hint: "choose another name, or use the project that details.project_id names",
+      hint: "choose another name, or use the project whose id is in the details",
     },
   },
   scope: (id, { workspace_id }) => ({ workspace_id: workspace_id as string, project_id: id }),

@@ -52,11 +52,11 @@ export const workspace = aggregate("workspace", { status: "absent" as "absent" |
   reasons: {
     "workspace.name_taken": {
       is: "another workspace has that name",
-      hint: "choose another name, or use the workspace that details.workspace_id names",
+      hint: "choose another name, or use the workspace whose id is in the details",
     },
     "workspace.path_taken": {
       is: "another workspace has that root path",
-      hint: "choose another root path, or use the workspace that details.workspace_id names",
+      hint: "choose another root path, or use the workspace whose id is in the details",
     },
     "workspace.closed": {
       is: "the workspace is closed, so nothing in it can change",

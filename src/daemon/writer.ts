@@ -5,7 +5,7 @@
  * commit is durable; whatever queued up meanwhile is the next batch. Between batches it goes on with
  * rebuilds in short steps and moves the WAL into the database. It knows no socket and no caller.
  */
-import { SQLiteError } from "bun:sqlite";
+import { type Database, SQLiteError } from "bun:sqlite";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
 import { DatabaseRefused, isStorageError, openForWriting } from "../kernel/database.ts";
@@ -27,30 +27,43 @@ const say = (message: FromWriter) => self.postMessage(encodeMessage(message));
 const text = (error: unknown) => (error instanceof Error ? (error.stack ?? error.message) : String(error));
 
 function open(database: string, start_id: string) {
-  const registry = buildRegistry(aggregates, system);
   const db = openForWriting(database);
+  try {
+    return writerOn(db, start_id);
+  } catch (error) {
+    db.close();
+    throw error;
+  }
+}
+
+function writerOn(db: Database, start_id: string) {
+  const registry = buildRegistry(aggregates, system);
   const reader = new LogReader(db);
   const without = versionsWithoutPath(registry, reader.versions());
   if (without.length > 0) throw new DatabaseRefused(without.join("; "));
   const log_id = logId(db, systemClock.id, () => wireTime(systemClock.now()));
-  const projections = new Projections(db, registry, reader);
-  projections.start((name, done, of) => say({ kind: "progress", name, done, of }));
-  const log = new LogWriter(db, log_id);
-  const bug = (trace_id: string, error: unknown) => say({ kind: "bug", trace_id, error: text(error) });
-  const executor = new Executor(db, registry, log, reader, projections, systemClock, start_id, bug);
 
   const wal = db.query<{ log: number; checkpointed: number }, []>("PRAGMA wal_checkpoint(NOOP)");
   let alarm = WAL_ALARM_BYTES;
   function tidy() {
-    const { log, checkpointed } = wal.get()!;
-    if ((log - checkpointed) * FRAME_BYTES < WAL_BYTES) return;
+    const { log: frames, checkpointed } = wal.get()!;
+    if ((frames - checkpointed) * FRAME_BYTES < WAL_BYTES) return;
     untilFull("the WAL cannot be moved into the database", () => db.run("PRAGMA wal_checkpoint(PASSIVE)"));
-    const size = log * FRAME_BYTES;
+    const size = frames * FRAME_BYTES;
     if (size < WAL_BYTES * 2) alarm = WAL_ALARM_BYTES;
     if (size < alarm) return;
     alarm = size * 2;
     say({ kind: "warning", message: `the WAL has ${size} bytes: a reader keeps it from starting over` });
   }
+
+  const projections = new Projections(db, registry, reader);
+  projections.start((name, done, of) => {
+    say({ kind: "progress", name, done, of });
+    tidy();
+  });
+  const log = new LogWriter(db, log_id);
+  const bug = (trace_id: string, error: unknown) => say({ kind: "bug", trace_id, error: text(error) });
+  const executor = new Executor(db, registry, log, reader, projections, systemClock, start_id, bug);
 
   let rebuilding = false;
   /** One short step, then whatever the front has sent meanwhile, then the next. */
@@ -87,6 +100,8 @@ function open(database: string, start_id: string) {
       tidy();
     },
     close() {
+      // A reader that is about to end is not worth waiting for.
+      db.run("PRAGMA busy_timeout = 100");
       // What does not fit into the database now stays in the WAL, as safe as it was.
       untilFull("the WAL stays", () => db.run("PRAGMA wal_checkpoint(TRUNCATE)"));
       db.close();

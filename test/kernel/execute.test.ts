@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
 import fc from "fast-check";
 import type { Event } from "../../src/kernel/aggregate.ts";
 import type { Committed, Outcome, WriteCommand, WriteRequest } from "../../src/kernel/execute.ts";
@@ -378,6 +379,32 @@ describe("a database that cannot be written", () => {
     expect(codes(after)).toEqual([["receipt"], ["receipt"]]);
     expect(after.refused).toBeUndefined();
     expect(held(kernel, counter_id)).toEqual({ total: 3, version: 3 });
+  });
+});
+
+describe("a database that is damaged", () => {
+  test("is read_only for what meets the damage, and is still read", () => {
+    const { kernel, counter_id } = withCounter();
+    kernel.executor.run([
+      loose(...Array.from({ length: 500 }, (_, i) => toWrite("counter.create", { name: `c-${i}` }))),
+    ]);
+    const { rootpage } = kernel.db
+      .query<{ rootpage: number }, []>(
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_events_1'",
+      )
+      .get()!;
+    kernel.close();
+    // The index that says where a stream's events are.
+    const bytes = readFileSync(kernel.path);
+    bytes.fill(0xa5, (rootpage - 1) * 4_096, rootpage * 4_096);
+    writeFileSync(kernel.path, bytes);
+    const damaged = engine({ path: kernel.path });
+    const { outcomes, refused } = damaged.run(toWrite("counter.add", { counter_id, by: [1] }));
+    expect(refusedOf(outcomes[0]![0]!)).toMatchObject({ code: "read_only", status: 503 });
+    expect(refused).toMatch(/^SQLITE_CORRUPT/);
+    expect(damaged.bugs).toEqual([]);
+    expect(damaged.reader.range(0, 10)).toHaveLength(10);
+    expect(damaged.projections.find.all("counters", {})).toHaveLength(501);
   });
 });
 

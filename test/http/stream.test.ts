@@ -684,11 +684,26 @@ describe("a daemon", () => {
     const twice = { ...envelope("workspace.create", { name: "twice" }), request_id: "t" };
     expect(await ws.ask(twice)).toMatchObject({ kind: "receipt", replayed: false });
     expect(await ws.ask(twice)).toMatchObject({ kind: "receipt", replayed: true });
-    expect(((await api(daemon).answer("daemon.status")) as { subscriptions: number }).subscriptions).toBe(1);
+  });
+
+  test("counts its streams, and those of clients that hang up no more", async () => {
+    const daemon = await daemonAt(tempHome());
+    const mp = api(daemon);
+    const counted = async () => (await mp.answer("daemon.status")).subscriptions;
+    await mp.done("workspace.create", { name: "w" });
+    const ws = await connected(daemon.socket);
+    await ws.subscribe("a", { after: 0 });
+    await ws.subscribe("b", { after: 1 });
+    const streams = await Promise.all(
+      (["ndjson", "frames", "sse"] as const).map((form) => follow(daemon.socket, form, {})),
+    );
+    // Nothing to send yet, so its response has not begun.
+    streams.push(await begin(daemon.socket, "ndjson", { after: 1 }));
+    await waitFor(async () => (await counted()) === 6, { what: "six streams" });
     ws.close();
-    await waitFor(async () => (await api(daemon).answer("daemon.status")).subscriptions === 0, {
-      what: "the feed to be gone",
-    });
+    await waitFor(async () => (await counted()) === 4, { what: "four streams" });
+    for (const stream of streams) stream.close();
+    await waitFor(async () => (await counted()) === 0, { what: "no stream" });
   });
 
   test("keeps answers for a client that is slow to read them, and cuts off one that does not", async () => {

@@ -3,7 +3,7 @@
  */
 import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { tempHome, waitFor } from "../support/binary.ts";
 import { type Fault, faults, unavailable } from "../support/faults.ts";
@@ -55,12 +55,20 @@ describe.skipIf(unavailable !== undefined)("a disk that fails", () => {
       const disk = faults();
       const daemon = await launched(home, disk.env);
       const first = await accepted(daemon.socket, "before");
+      const stream = await fetch("http://mp/v1/events?follow=true&frames=true&after=1", {
+        unix: daemon.socket,
+        headers: { accept: "application/x-ndjson" },
+      });
       disk.arm(fault, n);
       // Many at once: some are in the batch that fails, some wait behind it.
       const names = Array.from({ length: 30 }, (_, i) => `during-${i}`);
       const fates = await Promise.all(names.map((name) => send(daemon.socket, create(name))));
       expect(await daemon.exited).toBe(1);
       disk.disarm(fault);
+      // Readers hear the end, at the last position that was certain; nothing says that a daemon is still there.
+      const frames = (await stream.text()).trim().split("\n");
+      expect(JSON.parse(frames.at(-1)!)).toMatchObject({ kind: "end", resume_after: 1 });
+      expect([existsSync(daemon.socket), existsSync(join(home, "daemon.json"))]).toEqual([false, false]);
 
       // Nothing is called accepted after the failure, nothing is called failed.
       expect(new Set(fates.map(codeOf))).toContain("500 outcome_unknown");

@@ -445,7 +445,7 @@ describe("bounds", () => {
     );
     expect(written).toBeGreaterThan(0);
     expect(wal.largest).toBeLessThan(64 << 20);
-  });
+  }, 120_000);
 
   test.skipIf(process.platform !== "linux")("an idle daemon stays within its memory", async () => {
     const daemon = await launched(tempHome());

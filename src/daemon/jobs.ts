@@ -6,6 +6,7 @@
  */
 import { Database } from "bun:sqlite";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { setPriority } from "node:os";
 import { dirname, join } from "node:path";
 import { aggregates } from "../domain/index.ts";
 import { type ProjectionCheck, verifyProjections } from "../integrity/projections.ts";
@@ -15,6 +16,9 @@ import { LogReader } from "../kernel/log.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import { buildRegistry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
+
+/** Out of −20 to 19: behind everything that answers somebody. */
+const JOB_NICENESS = 10;
 
 interface Results {
   "log.verify": LogCheck;
@@ -41,12 +45,15 @@ export interface Job {
 /** The folders of scratch databases, beside the database: a rebuilt copy may be too large for a folder in memory. */
 const SCRATCH = "verify-";
 
+const STOPPING = problem("overloaded", "the daemon is stopping");
+
 /** The jobs of a daemon. */
 export class Jobs {
   readonly running = new Set<Job>();
   readonly #now = new Map<JobType, Promise<unknown>>();
   readonly #next = new Map<JobType, Promise<unknown>>();
   readonly #stops = new Set<() => void>();
+  #closed = false;
 
   /** @param database path of `kernel.db`; scratch that a killed daemon left beside it is removed */
   constructor(readonly database: string) {
@@ -77,17 +84,19 @@ export class Jobs {
     return next;
   }
 
-  /** End all jobs: their callers hear that the daemon is stopping. */
+  /** End all jobs, also those that wait: their callers hear that the daemon is stopping. */
   close(): void {
+    this.#closed = true;
     for (const stop of this.#stops) stop();
   }
 
   async #start<T extends JobType>(type: T): Promise<Results[T] | Problem> {
+    if (this.#closed) return STOPPING;
     const job: Job = { type, done: 0, of: 0 };
     this.running.add(job);
     const worker = new Worker(new URL("./jobs.ts", import.meta.url));
     const { promise, resolve, reject } = Promise.withResolvers<Results[T] | Problem>();
-    const stop = () => resolve(problem("overloaded", "the daemon is stopping"));
+    const stop = () => resolve(STOPPING);
     this.#stops.add(stop);
     try {
       worker.onerror = (event) => reject(new Error(event.message));
@@ -125,6 +134,8 @@ function perform({ type, database }: ToJob, progress: (done: number, of: number)
 }
 
 if (!Bun.isMainThread) {
+  // On Linux this is about this thread alone: a job takes the time that nobody else wants.
+  if (process.platform === "linux") setPriority(JOB_NICENESS);
   self.onmessage = ({ data }: MessageEvent<ToJob>) => {
     const say = (message: FromJob) => self.postMessage(message);
     try {

@@ -28,6 +28,11 @@ import { type Paths, prepare } from "./paths.ts";
 import { WriteQueue } from "./queue.ts";
 import { systemAnswers } from "./system.ts";
 
+/** What requests and streams hear from then on. */
+const STOPPING = problem("overloaded", "the daemon is stopping", {
+  hint: "try again: the next one takes over",
+});
+
 /** How a daemon came up: it runs in this process until `ended`, or another one was there already. */
 export type Served =
   | { readonly info: DaemonInfo; readonly ended: Promise<number>; readonly stop: () => void }
@@ -104,10 +109,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   };
   const jobs = new Jobs(paths.database);
   let stopping = false;
-  const closed = () =>
-    stopping
-      ? problem("overloaded", "the daemon is stopping", { hint: "try again: the next one takes over" })
-      : undefined;
+  const closed = () => (stopping ? STOPPING : undefined);
   const gate = socketGate(userName(), process.getuid?.() ?? 0);
   const dispatch = dispatcher({
     closed,
@@ -205,7 +207,7 @@ async function drain({ routes, hub, queue, jobs, paths, lock, log }: Running): P
   rmSync(paths.socket, { force: true });
   const { server } = routes;
   const closed = server?.stop(false);
-  hub.close(problem("daemon_unavailable", "the daemon is stopping", { hint: "reconnect and resume" }));
+  hub.close(STOPPING);
   jobs.close();
   await queue.flush();
   // What is still open after the answers went out is an idle keep-alive or a reader that does not read.

@@ -6,7 +6,7 @@ import type { Database } from "bun:sqlite";
 import type { AnyAggregate, Event } from "../kernel/aggregate.ts";
 import { isStorageError } from "../kernel/database.ts";
 import type { LogReader } from "../kernel/log.ts";
-import { applyTo, bodies, STEP_EVENTS } from "../kernel/projection.ts";
+import { applyTo, READ_EVENTS, STEP_EVENTS } from "../kernel/projection.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { createTables, digest, rowsOf } from "../kernel/table.ts";
 
@@ -90,6 +90,11 @@ export function verifyProjections(
       };
     });
   })();
+}
+
+/** The bodies of a range of the log, read a few at a time. */
+function* bodies(log: LogReader, after: number, upTo: number): Generator<Uint8Array> {
+  for (let at = after; at < upTo; at += READ_EVENTS) yield* log.bodies(at, Math.min(upTo, at + READ_EVENTS));
 }
 
 interface Model {

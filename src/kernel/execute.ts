@@ -160,6 +160,7 @@ export class Executor {
     this.#loaded.clear();
     this.#loadedBefore.clear();
     this.log.rolledBack();
+    this.projections.rolledBack();
   }
 
   /** One request inside the open transaction. */

@@ -13,12 +13,16 @@ import { growingIds, timeOfId } from "./clock.ts";
 /** The largest event, in bytes (SPEC §4). */
 export const MAX_EVENT_BYTES = 61_440;
 
-/** What a reader of the log gets: the canonical JSON, and what it takes to convert it. */
-export interface Line {
+/** An event as a reader of the log gets it: its place and its canonical JSON. */
+export interface Text {
   readonly seq_global: number;
+  readonly body: string;
+}
+
+/** The same with what it takes to convert it. */
+export interface Line extends Text {
   readonly event_type: string;
   readonly schema_version: number;
-  readonly body: string;
 }
 
 /** An event as it is stored: its line, and the parts of it that filters look at. */
@@ -226,6 +230,7 @@ export interface Filter {
   readonly subject_kind?: string;
 }
 
+const TEXT = "seq_global, CAST(body AS TEXT) AS body";
 const LINE = "seq_global, event_type, schema_version, CAST(body AS TEXT) AS body";
 
 /** A row as verification wants it: one text of look-up columns is read three times as fast as eight columns. */
@@ -279,10 +284,19 @@ export class LogReader {
 
   /** The matching events with after < seq_global ≤ upTo, in order, at most `limit` (−1: all). */
   range(after: number, upTo: number, filter: Filter = {}, limit = -1): Line[] {
+    return this.#select<Line>(LINE, after, upTo, filter, limit);
+  }
+
+  /** Like `range` and cheaper, for who takes events as they are stored. */
+  texts(after: number, upTo: number, filter: Filter = {}, limit = -1): Text[] {
+    return this.#select<Text>(TEXT, after, upTo, filter, limit);
+  }
+
+  #select<L>(columns: string, after: number, upTo: number, filter: Filter, limit: number): L[] {
     const { where, values } = conditions(filter);
     return this.db
-      .query<Line, (string | number)[]>(
-        `SELECT ${LINE} FROM events WHERE seq_global > ? AND seq_global <= ?${where} ORDER BY seq_global LIMIT ?`,
+      .query<L, (string | number)[]>(
+        `SELECT ${columns} FROM events WHERE seq_global > ? AND seq_global <= ?${where} ORDER BY seq_global LIMIT ?`,
       )
       .all(after, upTo, ...values, limit);
   }
@@ -361,7 +375,8 @@ function conditions(filter: Filter): { where: string; values: string[] } {
   const values: string[] = [];
   const among = (column: string, wanted: readonly string[] | undefined) => {
     if (!wanted) return;
-    where += ` AND ${column} IN (${wanted.map(() => "?").join(", ")})`;
+    // "+": never by an index, which would look through a whole stream for each window of positions.
+    where += ` AND +${column} IN (${wanted.map(() => "?").join(", ")})`;
     values.push(...wanted);
   };
   among("event_type", filter.types);

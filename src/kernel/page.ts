@@ -66,6 +66,7 @@ export function eventPage(
   const { head, log_id, reader } = hub;
   const { lines, upTo } = readPage(
     reader,
+    "range",
     after,
     Math.min(head, after + PAGE_POSITIONS),
     filterOf(hub, params),

@@ -8,7 +8,7 @@
 import type { Database } from "bun:sqlite";
 import type { AnyAggregate, Event, Find } from "./aggregate.ts";
 import { isStorageError } from "./database.ts";
-import type { LogReader } from "./log.ts";
+import type { Line, LogReader } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
 import {
   asDeclared,
@@ -21,13 +21,14 @@ import {
   type Value,
 } from "./table.ts";
 
-const decoder = new TextDecoder();
-
 /** Events per step of a rebuild: a step is short, so that commands wait behind it for milliseconds only. */
 export const STEP_EVENTS = 2_000;
 
-/** Events per read of the log: of the largest size they are 8 MB. */
-const READ_EVENTS = 128;
+/** Positions per read of the log: events of the largest size are 8 MB then. */
+export const READ_EVENTS = 128;
+
+/** Rows that are remembered per table. */
+const MAX_FOUND = 1_000;
 
 export interface ProjectionStatus {
   readonly name: string;
@@ -59,15 +60,18 @@ export function generationId(aggregate: AnyAggregate): string {
   return new Bun.CryptoHasher("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 16);
 }
 
-/** The bodies of a range of the log, read a few at a time. */
-export function* bodies(log: LogReader, after: number, upTo: number): Generator<Uint8Array> {
-  for (let at = after; at < upTo; at += READ_EVENTS) yield* log.bodies(at, Math.min(upTo, at + READ_EVENTS));
+/** The events of one kind in a range of the log, read a few at a time. */
+function* eventsOf(log: LogReader, subject_kind: string, after: number, upTo: number): Generator<Line> {
+  for (let at = after; at < upTo; at += READ_EVENTS)
+    yield* log.range(at, Math.min(upTo, at + READ_EVENTS), { subject_kind });
 }
 
 interface Projection {
   readonly aggregate: AnyAggregate;
   readonly name: string;
   readonly generation: string;
+  /** The names of its tables. */
+  readonly tables: readonly string[];
   /** Undefined while it goes on, at the log's end; once it has stopped, why and where. */
   stopped: { readonly error: string; readonly as_of_seq: number } | undefined;
   readonly rows: ReturnType<typeof rowsOf>;
@@ -91,6 +95,8 @@ export class Projections {
   readonly #all: Projection[];
   readonly #byKind = new Map<string, Projection>();
   readonly #byTable = new Map<string, Projection>();
+  /** Rows that `find.one` found, by table: commands in a row often ask for the same ones, such as their workspace. */
+  readonly #found = new Map<string, Map<string, Row>>();
   readonly find: Find;
 
   constructor(
@@ -102,6 +108,7 @@ export class Projections {
       aggregate,
       name: aggregate.kind,
       generation: generationId(aggregate),
+      tables: Object.keys(aggregate.readModel.tables),
       stopped: undefined,
       rows: rowsOf(db, aggregate.readModel.tables, ""),
       next: rowsOf(db, aggregate.readModel.tables, NEXT),
@@ -110,8 +117,7 @@ export class Projections {
     }));
     for (const projection of this.#all) {
       this.#byKind.set(projection.name, projection);
-      for (const name of Object.keys(projection.aggregate.readModel.tables))
-        this.#byTable.set(name, projection);
+      for (const name of projection.tables) this.#byTable.set(name, projection);
     }
     const select = (name: string, where: object, tail: string) => {
       const owner = this.#byTable.get(name);
@@ -120,9 +126,13 @@ export class Projections {
       return { statement: db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${tail}`), values };
     };
     this.find = {
-      one(name, where) {
+      one: (name, where) => {
         const { statement, values } = select(name, where, " LIMIT 1");
-        return (statement.get(...values) ?? undefined) as never;
+        const key = JSON.stringify(where);
+        const known = this.#found.get(name)?.get(key);
+        const row = known ?? statement.get(...values) ?? undefined;
+        if (row && !known) this.#remember(name, key, row);
+        return row as never;
       },
       all: (name, where) => {
         const { key } = this.#byTable.get(name)!.aggregate.readModel.tables[name]!;
@@ -172,8 +182,23 @@ export class Projections {
   /** Apply an event that was just appended. Throws what `apply` throws: then the command is rolled back. */
   apply(event: Event): void {
     const projection = this.#byKind.get(event.subject.kind);
-    if (projection && !projection.stopped)
-      applyTo(this.registry, projection.aggregate, projection.rows, event);
+    if (!projection || projection.stopped) return;
+    for (const name of projection.tables) this.#found.delete(name);
+    applyTo(this.registry, projection.aggregate, projection.rows, event);
+  }
+
+  #remember(table: string, key: string, row: Row): void {
+    let found = this.#found.get(table);
+    if (!found || found.size >= MAX_FOUND) {
+      found = new Map();
+      this.#found.set(table, found);
+    }
+    found.set(key, row);
+  }
+
+  /** After a rollback: forget what was found before it. */
+  rolledBack(): void {
+    this.#found.clear();
   }
 
   /** Before the commit of a batch: note that all that serve are at the head. */
@@ -242,16 +267,17 @@ export class Projections {
 
   /** @param at told which event is being applied, so that the one that cannot be is known */
   #applyNext(projection: Projection, after: number, upTo: number, at: { seq: number }): void {
-    for (const body of bodies(this.log, after, upTo)) {
-      at.seq += 1;
-      const event = JSON.parse(decoder.decode(body)) as Event;
+    for (const line of eventsOf(this.log, projection.name, after, upTo)) {
+      at.seq = line.seq_global;
+      const event = JSON.parse(line.body) as Event;
       applyTo(this.registry, projection.aggregate, projection.next, event);
     }
   }
 
   /** The next generation becomes the serving one. Inside the caller's transaction. */
   #switch(projection: Projection, as_of_seq: number, error: string | null): void {
-    for (const table of Object.keys(projection.aggregate.readModel.tables)) {
+    for (const table of projection.tables) {
+      this.#found.delete(table);
       this.db.run(`DROP TABLE IF EXISTS ${table}`);
       this.db.run(`ALTER TABLE ${table}${NEXT} RENAME TO ${table}`);
     }
@@ -293,7 +319,6 @@ export class Projections {
   }
 
   #dropNext(projection: Projection): void {
-    for (const table of Object.keys(projection.aggregate.readModel.tables))
-      this.db.run(`DROP TABLE IF EXISTS ${table}${NEXT}`);
+    for (const table of projection.tables) this.db.run(`DROP TABLE IF EXISTS ${table}${NEXT}`);
   }
 }

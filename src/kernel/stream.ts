@@ -8,7 +8,7 @@
  */
 import canonicalize from "canonicalize";
 import type { Event } from "./aggregate.ts";
-import { type Filter, type Line, type LogReader, passes, type Stored } from "./log.ts";
+import { type Filter, type Line, type LogReader, passes, type Stored, type Text } from "./log.ts";
 import { type Problem, problem } from "./problems.ts";
 import { currentEvent, type Registry } from "./registry.ts";
 
@@ -76,6 +76,7 @@ export class Hub {
   readonly #turns: (() => void)[] = [];
   #headWaiters: { readonly seq: number; readonly resolve: () => void }[] = [];
   #closed = false;
+  #converts: boolean;
   readonly #heartbeat: Timer;
 
   /** @param heartbeat_ms between heartbeats; a parameter so that a test need not wait */
@@ -86,6 +87,7 @@ export class Hub {
     heartbeat_ms = HEARTBEAT_MS,
   ) {
     this.#head = reader.head();
+    this.#converts = reader.versions().some((version) => !isCurrent(registry, version));
     this.#heartbeat = setInterval(() => {
       for (const feed of this.#feeds) feed.beat();
     }, heartbeat_ms);
@@ -96,6 +98,11 @@ export class Hub {
     return this.#head;
   }
 
+  /** Does the log hold versions that are not current? Most logs do not, and are read for less. */
+  get converts(): boolean {
+    return this.#converts;
+  }
+
   get subscriptions(): number {
     return this.#feeds.size;
   }
@@ -103,7 +110,9 @@ export class Hub {
   /** Take in what a commit made durable, and wake whoever waits. */
   publish(events: readonly Stored[], names: readonly string[]): void {
     for (const row of events) {
-      this.#ring.push({ row, frame: isCurrent(this.registry, row) ? sharedFrame(row) : undefined });
+      const current = isCurrent(this.registry, row);
+      if (!current) this.#converts = true;
+      this.#ring.push({ row, frame: current ? sharedFrame(row) : undefined });
       this.#chars += row.body.length;
     }
     while (this.#chars > RING_CHARS) this.#chars -= this.#ring[this.#start++]!.row.body.length;
@@ -305,10 +314,15 @@ export class Feed {
   }
 
   #fromLog(): { events: EventFrame[]; upTo: number } {
-    const { reader, head } = this.hub;
-    const boundary = reader.boundary(Math.min(this.#after + PAGE, head));
-    const { lines, upTo } = readPage(reader, this.#after, boundary, this.subscription.filter);
-    return { events: lines.map((line) => this.#frame(line)), upTo };
+    const { reader, head, converts } = this.hub;
+    const { filter, as_stored } = this.subscription;
+    const end = reader.boundary(Math.min(this.#after + PAGE, head));
+    if (converts && !as_stored) {
+      const { lines, upTo } = readPage(reader, "range", this.#after, end, filter);
+      return { events: lines.map((line) => this.#frame(line)), upTo };
+    }
+    const { lines, upTo } = readPage(reader, "texts", this.#after, end, filter);
+    return { events: lines.map(({ seq_global, body }) => ({ kind: "event", seq_global, body })), upTo };
   }
 
   #frame(line: Line): EventFrame {
@@ -367,26 +381,28 @@ export class Feed {
 
 /**
  * Matching events in order, until the positions, the limit or the space are used up.
+ * @param read with what it takes to convert them, or their texts only
  * @param upTo the last position to look at
  * @param limit events at most
  * @param chars of events after which no further command is begun
  * @returns the events, and the position up to which there are no others
  */
-export function readPage(
+export function readPage<R extends "range" | "texts">(
   reader: LogReader,
+  read: R,
   after: number,
   upTo: number,
   filter: Filter,
   limit: number = Number.MAX_SAFE_INTEGER,
   chars: number = PAGE_CHARS,
-): { lines: Line[]; upTo: number } {
-  const lines: Line[] = [];
+): { lines: ReturnType<LogReader[R]>; upTo: number } {
+  const lines: Text[] = [];
   let at = after;
   let end = upTo;
   let space = chars;
   while (at < end && lines.length < limit) {
     const wanted = Math.min(STEP, limit - lines.length);
-    const found = reader.range(at, end, filter, wanted);
+    const found: Text[] = reader[read](at, end, filter, wanted);
     for (const line of found) {
       lines.push(line);
       space -= line.body.length;
@@ -394,10 +410,10 @@ export function readPage(
     at = found.length < wanted ? end : found.at(-1)!.seq_global;
     if (space <= 0 && at < end) end = Math.min(end, reader.boundary(at));
   }
-  return { lines, upTo: at };
+  return { lines: lines as ReturnType<LogReader[R]>, upTo: at };
 }
 
-function isCurrent(registry: Registry, { event_type, schema_version }: Line): boolean {
+function isCurrent(registry: Registry, { event_type, schema_version }: Omit<Line, keyof Text>): boolean {
   return registry.events.get(event_type)?.spec.version === schema_version;
 }
 

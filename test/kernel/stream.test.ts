@@ -433,12 +433,15 @@ describe("old versions", () => {
   const old = (to: string): Said => ({ type: "parcel.sent", id: newId(), version: 1, payload: { to } });
 
   test("come in the current version, canonical, or as they are stored when that is asked for", () => {
-    const { hub, reader, registry, write } = log();
+    const { hub, reader, registry, log_id, write } = log();
     write([old("home")], [{ ...old(""), version: 2, payload: { to: ["a", "b"] } }]);
     const stored = reader.range(0, 2);
-    const bodies = (as_stored: boolean) =>
-      drain(open(hub, 0, { as_stored })).flatMap((frame) => (frame.kind === "event" ? [frame.body] : []));
+    const fresh = new Hub(reader, registry, log_id);
+    const bodies = (as_stored: boolean, from = hub) =>
+      drain(open(from, 0, { as_stored })).flatMap((frame) => (frame.kind === "event" ? [frame.body] : []));
     expect(bodies(true)).toEqual(stored.map(({ body }) => body));
+    expect(bodies(true, fresh)).toEqual(bodies(true));
+    expect(bodies(false, fresh)).toEqual(bodies(false));
     expect(bodies(false)[1]).toBe(stored[1]!.body);
     expect(bodies(false)[0]).toBe(
       stored[0]!.body
@@ -464,9 +467,12 @@ test("readPage stops at the limit, at the space and at the end, and says how far
   write(...Array.from({ length: 300 }, (_, n) => [entry(`${n}`), entry("x".repeat(1_000))]));
   const page = (...args: [number, number, Filter?, number?, number?]) => {
     const [after, upTo, filter = {}, limit, chars] = args;
-    const found = readPage(reader, after, upTo, filter, limit, chars);
+    const found = readPage(reader, "range", after, upTo, filter, limit, chars);
     return [found.lines.length, found.lines[0]?.seq_global, found.lines.at(-1)?.seq_global, found.upTo];
   };
+  expect(readPage(reader, "texts", 0, 600, {}).lines).toEqual(
+    readPage(reader, "range", 0, 600, {}).lines.map(({ seq_global, body }) => ({ seq_global, body })),
+  );
   expect(page(0, 600)).toEqual([600, 1, 600, 600]);
   expect(page(0, 600, {}, 7)).toEqual([7, 1, 7, 7]);
   expect(page(0, 600, {}, 64)).toEqual([64, 1, 64, 64]);

@@ -54,7 +54,10 @@ CREATE TABLE projections (
   error TEXT
 ) STRICT, WITHOUT ROWID;
 
--- Append-only, enforced in the database too (SPEC §9).
+-- Append-only, enforced in the database too (SPEC §9). REPLACE fires no delete trigger in a connection that has
+-- recursive_triggers off, as other programs have, so the insert triggers refuse whatever would replace a row. What no
+-- trigger can refuse is a next event that is forged in full, or a program that drops the triggers: log.verify finds
+-- the first, the next start of the daemon the second.
 CREATE TRIGGER events_no_update BEFORE UPDATE ON events
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER events_no_delete BEFORE DELETE ON events

@@ -245,7 +245,7 @@ describe.skipIf(unavailable !== undefined)("a disk that fails", () => {
   test("a database that cannot be made for want of room is a refusal to start that says so", async () => {
     const disk = faults();
     disk.arm("enospc");
-    const refusal = await launch(tempHome(), disk.env);
+    const refusal = await launch(tempHome(), disk.env, "ignore");
     expect(refusal).toMatchObject({ code: "daemon_unavailable" });
     expect((refusal as { detail: string }).detail).toContain("SQLITE_FULL");
     expect((refusal as { detail: string }).detail).not.toContain(" at ");

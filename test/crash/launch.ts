@@ -29,7 +29,11 @@ export interface Launched {
 }
 
 /** Start the process of a daemon and let it be: it may be killed before it is ready. */
-export function begin(home: string, env: Readonly<Record<string, string>> = {}) {
+export function begin(
+  home: string,
+  env: Readonly<Record<string, string>> = {},
+  stderr: "inherit" | "ignore" = "inherit",
+) {
   const kept = Object.entries(process.env).filter(
     ([name]) => !name.startsWith("MP_") && name !== "BUN_OPTIONS",
   );
@@ -37,20 +41,22 @@ export function begin(home: string, env: Readonly<Record<string, string>> = {}) 
     // From source it ends with its standard input, so that no daemon outlives the tests.
     stdin: "pipe",
     stdout: "pipe",
-    stderr: "inherit",
+    stderr,
     env: { ...Object.fromEntries(kept), ...env, MP_HOME: home },
   });
 }
 
 /**
  * Start a daemon and wait until clients can connect.
+ * @param stderr "ignore" where a refusal is expected
  * @returns the daemon, or the problem with which it refused to start
  */
 export async function launch(
   home: string,
   env: Readonly<Record<string, string>> = {},
+  stderr: "inherit" | "ignore" = "inherit",
 ): Promise<Launched | Problem> {
-  const child = begin(home, env);
+  const child = begin(home, env, stderr);
   const late = setTimeout(() => child.kill("SIGKILL"), START_MS);
   // The daemon closes its standard output after the one line.
   const said = await Bun.readableStreamToText(child.stdout);

@@ -404,6 +404,31 @@ describe("what decide may look for", () => {
     expect(kernel.projections.find.one("counters", { name: "nobody" })).toBeUndefined();
   });
 
+  test("is what it is now, however often it was asked for before", () => {
+    const kernel = engine();
+    const counter_id = fill(kernel, 20);
+    const { find } = kernel.projections;
+    const version = () => [
+      find.one("counters", { counter_id })!.version,
+      find.one("counters", { name: "one" })!.version,
+    ];
+    expect(version()).toEqual([21, 21]);
+    kernel.done("counter.add", { counter_id, by: [0] });
+    expect(version()).toEqual([22, 22]);
+    // Changed, looked at in between, and taken back: by a batch that is all or nothing, and by a bug.
+    const add = (by: number[]) => toWrite("counter.add", { counter_id, by });
+    const looks = () => toWrite("mirror.create", { counter_id });
+    kernel.executor.run([{ atomic: true, commands: [looks(), add([0]), looks(), add([5_000])] }]);
+    expect(version()).toEqual([22, 22]);
+    kernel.run(add([0]), looks(), toWrite("counter.explode", { counter_id, place: "apply" }));
+    expect(version()).toEqual([23, 23]);
+    // Somebody else's rows do not age with them; a rebuild makes new ones.
+    kernel.projections.rebuild("counter");
+    kernel.finishRebuilds();
+    expect(version()).toEqual([23, 23]);
+    expect(find.all("mirrors", {})).toHaveLength(1);
+  });
+
   test("is the truth inside the transaction, in key order", () => {
     const kernel = engine();
     const names = ["c", "a", "b"];

@@ -9,7 +9,7 @@
  * WAL from starting over while writers go on.
  */
 import type { Database } from "bun:sqlite";
-import { checkSchema, DatabaseRefused } from "../kernel/database.ts";
+import { checkSchema, DatabaseRefused, isStorageError } from "../kernel/database.ts";
 import { LogReader, leafHash, originHash, type Row, storedLogId } from "../kernel/log.ts";
 import { type Registry, schemaOf } from "../kernel/registry.ts";
 import { matches } from "../kernel/schema.ts";
@@ -117,7 +117,8 @@ export function verifyLog(
     };
   };
   while (before.seq_global < head) {
-    const rows = reader.rows(before.seq_global, Math.min(head, before.seq_global + PAGE));
+    const rows = readable(reader, before.seq_global, Math.min(head, before.seq_global + PAGE));
+    if (typeof rows === "string") return result({ seq_global: before.seq_global + 1, problem: rows });
     if (rows.length === 0)
       return result({ seq_global: before.seq_global + 1, problem: "the event is missing" });
     for (const row of rows) {
@@ -142,16 +143,29 @@ export function verifyLog(
   }
   if (before.command_end !== 1)
     return result({ seq_global: head, problem: "the last event is not marked as the end of its command" });
-  const gap = reader.streamGap(head);
-  if (gap !== undefined)
-    return result({ seq_global: gap, problem: "seq_stream is not the next of its stream" });
   try {
+    const gap = reader.streamGap(head);
+    if (gap !== undefined)
+      return result({ seq_global: gap, problem: "seq_stream is not the next of its stream" });
     checkSchema(db);
   } catch (error) {
+    if (isStorageError(error))
+      return result({ seq_global: 0, problem: `an index of the log cannot be read (${error.code})` });
     if (!(error instanceof DatabaseRefused)) throw error;
     return result({ seq_global: 0, problem: error.message });
   }
   return result(null);
+}
+
+/** The rows of a page, or of its readable beginning; a sentence when not even the first can be read. */
+function readable(reader: LogReader, after: number, upTo: number): Row[] | string {
+  try {
+    return reader.rows(after, upTo);
+  } catch (error) {
+    if (!isStorageError(error)) throw error;
+    if (upTo - after === 1) return `the database cannot be read here (${error.code})`;
+    return readable(reader, after, after + ((upTo - after) >>> 1));
+  }
 }
 
 /** What is in a row that is right in itself; else what is wrong with it. */

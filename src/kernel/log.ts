@@ -257,7 +257,7 @@ export class LogReader {
       `SELECT seq_global, command_end, event_id || ' ' || stream || ' ' || seq_stream || ' ' || event_type || ' ' ||
          schema_version || ' ' || coalesce(workspace_id, '') || ' ' || coalesce(project_id, '') || ' ' ||
          subject_kind AS columns, body
-       FROM events WHERE seq_global > ? AND seq_global <= ? ORDER BY seq_global`,
+       FROM events WHERE seq_global > ?1 AND seq_global <= ?2 ORDER BY seq_global LIMIT ?2 - ?1`,
     );
     this.#head = db.query("SELECT max(seq_global) AS seq FROM events");
     this.#boundary = db.query(
@@ -306,7 +306,7 @@ export class LogReader {
     return this.#bodies.all(after, upTo).map((row) => row.body);
   }
 
-  /** Whole rows as stored, for verification. */
+  /** Whole rows as stored, for verification. The page of the file behind the last one is not looked at. */
   rows(after: number, upTo: number): Row[] {
     return this.#rows.all(after, upTo);
   }

@@ -405,6 +405,49 @@ describe("log.verify", () => {
     }
   });
 
+  /** Overwrite one page of the file. */
+  function damage(path: string, page: number): void {
+    const bytes = readFileSync(path);
+    bytes.fill(0xa5, (page - 1) * 4_096, page * 4_096);
+    writeFileSync(path, bytes);
+  }
+
+  test("names the first event on a page of the file that is damaged", () => {
+    const kernel = engine();
+    const counter_id = kernel.done("counter.create", { name: "one" }).subject.id;
+    for (let i = 0; i < 2_000; i += 20) kernel.done("counter.add", { counter_id, by: Array(20).fill(0) });
+    const leaves = kernel.db
+      .query<{ page: number; rows: number }, []>(
+        "SELECT pageno AS page, ncell AS rows FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY path",
+      )
+      .all();
+    kernel.close();
+    const nth = leaves.length >>> 1;
+    damage(kernel.path, leaves[nth]!.page);
+    const first = leaves.slice(0, nth).reduce((sum, { rows }) => sum + rows, 1);
+    expect(verify(kernel.path)).toMatchObject({
+      ok: false,
+      events: first - 1,
+      first_bad: { seq_global: first, problem: expect.stringContaining("SQLITE_CORRUPT") },
+    });
+  });
+
+  test("says that an index is damaged", () => {
+    const log = goodLog();
+    const db = openForReading(log.path);
+    const { rootpage } = db
+      .query<{ rootpage: number }, []>(
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_events_1'",
+      )
+      .get()!;
+    db.close();
+    damage(log.path, rootpage);
+    expect(verify(log.path)).toMatchObject({
+      ok: false,
+      first_bad: { seq_global: 0, problem: expect.stringContaining("SQLITE_CORRUPT") },
+    });
+  });
+
   test("names the first of several faults", () => {
     const log = goodLog();
     tamper(log.path, (db) => {

@@ -88,7 +88,9 @@ export function systemAnswers(daemon: {
     "projection.verify": async () => {
       const items = await jobs.run("projection.verify");
       if (isProblem(items)) return items;
-      return { as_of_seq: hub.head, ok: items.every((item) => item.ok), items };
+      // The position that was compared, which the log has left behind since.
+      const as_of_seq = Math.max(0, ...items.map((item) => item.as_of_seq));
+      return { as_of_seq, ok: items.every((item) => item.ok), items };
     },
     "log.verify": () => jobs.run("log.verify"),
     "schema.list": (params: Paging) =>

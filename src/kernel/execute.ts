@@ -319,7 +319,10 @@ export class Executor {
     refuse: (code: "not_found" | "expected_version_mismatch", detail: string, extra?: object) => Outcome,
   ): Outcome {
     if (command.expected_version)
-      return refuse("expected_version_mismatch", "a command of the kernel has no stream: its version is 0");
+      return refuse("expected_version_mismatch", "a command of the kernel has no stream: its version is 0", {
+        details: { expected: command.expected_version, actual: 0 },
+        hint: "leave expected_version out",
+      });
     const receipt = { command_id: this.clock.id(), version: 0, events: [] };
     if (entry.type === "daemon.shutdown") {
       this.#effects.push({ kind: "shutdown" });

@@ -20,7 +20,8 @@ export const Name = Type.Refine(
   Type.String({
     minLength: 1,
     maxLength: 128,
-    pattern: "^[^\\u0000-\\u001f\\u007f-\\u009f]+$",
+    // Control characters are also those that turn the text of a line around.
+    pattern: "^[^\\u0000-\\u001f\\u007f-\\u009f\\u202a-\\u202e\\u2066-\\u2069]+$",
     description: "1–128 characters, Unicode NFC, no control characters",
   }),
   (value) => value === value.normalize("NFC"),
@@ -169,10 +170,29 @@ export function schemaErrors(schema: TSchema, value: unknown, at = ""): SchemaEr
         say(pointer, describedAs(schema, error.schemaPath) ?? "has none of the allowed forms");
         break;
       default:
-        say(pointer, error.message);
+        say(pointer, sentence(error));
     }
   }
   return [...found].map(([pointer, message]) => ({ pointer, message }));
+}
+
+/** The library's remaining messages as sentences; what is not here it says well enough itself. */
+function sentence({ keyword, params, message }: RawError): string {
+  const { type, limit } = params as { type?: string; limit?: number };
+  switch (keyword) {
+    case "type":
+      return `must be ${/^[aeio]/.test(type ?? "") ? "an" : "a"} ${type}`;
+    case "minLength":
+      return `must have at least ${limit} character${limit === 1 ? "" : "s"}`;
+    case "maxLength":
+      return `must have at most ${limit} characters`;
+    case "minItems":
+      return `must have at least ${limit} item${limit === 1 ? "" : "s"}`;
+    case "maxItems":
+      return `must have at most ${limit} items`;
+    default:
+      return message;
+  }
 }
 
 /** What the schema itself says a field must be: kinder than its regular expression. */

@@ -175,6 +175,9 @@ describe("names (SPEC §8)", () => {
     for (let code = 0; code <= 0x1f; code++)
       expect(matches(Name, `a${String.fromCharCode(code)}`)).toBe(false);
     for (let code = 0x7f; code <= 0x9f; code++) expect(matches(Name, String.fromCharCode(code))).toBe(false);
+    // Nor those that make a terminal show a name the other way round.
+    for (const code of [0x202a, 0x202e, 0x2066, 0x2069])
+      expect(matches(Name, `a${String.fromCharCode(code)}b`)).toBe(false);
     for (const name of [
       " ",
       "~",

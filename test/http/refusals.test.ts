@@ -479,7 +479,7 @@ test("a refusal leaves no workspace behind", async () => {
 describe("a request that is valid JSON but no envelope", () => {
   test.each(["[]", "1", '"x"', "null", "true", "[{}]", "-0.5"])("%s", async (text) => {
     expect(expectRefused(await mp.post(text), "invalid_schema").errors).toEqual([
-      { pointer: "", message: "must be object" },
+      { pointer: "", message: "must be an object" },
     ]);
     const batch = await ask(daemon.socket, "POST", "/v1/commands/batch", text);
     expectRefused(batch, "invalid_schema");
@@ -542,7 +542,7 @@ describe("a body that is not strict JSON", () => {
   test("the deepest that is accepted is read to the end, and then refused by its schema", async () => {
     const text = `{"type":"workspace.create","payload":{"name":${"[".repeat(30)}${"]".repeat(30)}}}`;
     expect(expectRefused(await mp.post(text), "invalid_schema").errors).toEqual([
-      { pointer: "/payload/name", message: "must be string" },
+      { pointer: "/payload/name", message: "must be a string" },
     ]);
   });
 });

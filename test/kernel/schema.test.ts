@@ -145,7 +145,7 @@ describe("errors", () => {
       "/payload/y",
     ]);
     expect(schemaErrors(Outer, null, "/payload")).toEqual([
-      { pointer: "/payload", message: "must be object" },
+      { pointer: "/payload", message: "must be an object" },
     ]);
   });
 

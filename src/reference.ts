@@ -14,6 +14,9 @@ export function reference(registry: Registry): string {
   const queries = [...registry.queries.values()].map(
     ({ type, spec, params }) => `| \`${type}\` | ${fields(params)} | ${spec.doc} |`,
   );
+  const socket = [...registry.socket.values()].map(
+    ({ type, spec, params }) => `| \`${type}\` | ${fields(params)} | ${spec.doc} |`,
+  );
   const events = [...registry.events.values()].map(
     ({ type, spec }) => `| \`${type}\` | ${spec.version} | ${fields(spec.payload)} |`,
   );
@@ -43,7 +46,9 @@ Sent as an envelope like a command, or as \`GET /v1/queries/TYPE?…\`.
 
 ${table("type | parameters | what it answers", queries)}
 
-\`events.subscribe\` exists on the WebSocket only: \`{after, log_id?, filter?, frames?, as_stored?}\`.
+Only on the WebSocket, \`GET /v1/stream\`, where frames follow the answer:
+
+${table("type | parameters | what it answers", socket)}
 
 ## Events
 
@@ -54,6 +59,10 @@ ${table("type | version | payload", events)}
 ${table("reason | what is the case | what to do", reasons)}
 
 ## Problems and exit codes
+
+A wrong method on a known route is \`not_found\` too. A \`min_seq\` that the log does not reach in time is \`overloaded\`: it is worth
+another try only if the position is one of this log. Names must be in Unicode normal form NFC and times must exist: the daemon checks
+both beyond what their JSON Schemas can say.
 
 ${table("code | HTTP | exit | retryable | title | hint", codes)}
 `;

@@ -2,7 +2,8 @@
  * `bun run quickstart`: the main job, for real, in a temporary MP_HOME, with the compiled binary and nothing else.
  *
  * It prints each command as a person would type it, and checks what it shows: a gap, a doubled event or digests that
- * differ end it with an error. It leaves nothing behind but dist/mp.
+ * differ end it with an error. It leaves nothing behind but node_modules and
+ * dist/mp.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";

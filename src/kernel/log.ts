@@ -2,8 +2,8 @@
  * The log: append and read. The only SQL on `events` (SPEC §4, §5).
  *
  * Always holds: a body is encoded once, hashed, and stored as those bytes; `seq_global` and `seq_stream` have no gap;
- * each `prev_hash` is the leaf hash of the event before; event ids grow along the log, so no index is needed to find one. Nothing here begins or ends a transaction, and
- * nothing here knows what an event means.
+ * each `prev_hash` is the leaf hash of the event before; event ids grow along the log, so no index is needed to find
+ * one. Nothing here begins or ends a transaction, and nothing here knows what an event means.
  */
 import type { Database, Statement } from "bun:sqlite";
 import canonicalize from "canonicalize";

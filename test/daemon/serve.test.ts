@@ -227,7 +227,7 @@ describe("stopping", () => {
       const disk = faults();
       const daemon = await launched(home, disk.env);
       // Slow enough that many wait in the queue when it is told to stop.
-      disk.arm("slow-fsync", 100);
+      disk.arm("slow-fsync", 400);
       const names = Array.from({ length: 200 }, (_, i) => `w-${i}`);
       const fates: Promise<Fate>[] = [];
       for (const name of names) {

@@ -133,6 +133,17 @@ export function openApi(registry: Registry): object {
     "/v1/stream": {
       get: {
         summary: "WebSocket: subscriptions and pipelined requests",
+        // OpenAPI has no words for a socket's messages: what only it takes is told here.
+        "x-socket-queries": Object.fromEntries(
+          [...registry.socket.values()].map(({ type, spec: { doc, version } }) => [
+            type,
+            {
+              summary: doc,
+              payload: ref(schemaName("query", type, version)),
+              answer: ref(schemaName("answer", type, version)),
+            },
+          ]),
+        ),
         responses: { "101": { description: "Upgraded" } },
       },
     },

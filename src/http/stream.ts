@@ -11,9 +11,9 @@ import { type Caller, type Dispatch, freshTrace, invalidSchema, TraceId } from "
 import { parseStrict } from "../kernel/json.ts";
 import { filterOf } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { Id, object, Seq, schemaErrors } from "../kernel/schema.ts";
+import { object, schemaErrors } from "../kernel/schema.ts";
 import type { Feed, Frame, Hub } from "../kernel/stream.ts";
-import { filterFields } from "../kernel/system.ts";
+import { socketQueries } from "../kernel/system.ts";
 import { answerText, problemText } from "./answers.ts";
 import { framesOf, type OnBug } from "./events.ts";
 import { MAX_BODY } from "./request.ts";
@@ -27,19 +27,11 @@ const MAX_ANSWERS = 16 << 20;
 
 const RequestId = Type.String({ pattern: "^[!-~]{1,64}$", description: "1–64 printable ASCII characters" });
 
-const Subscribe = object({
-  after: Seq,
-  log_id: Type.Optional(Id),
-  filter: Type.Optional(object({ ...filterFields })),
-  frames: Type.Optional(Type.Array(Type.Literal("projection_updated"))),
-  as_stored: Type.Optional(Type.Boolean()),
-});
-
 const SubscribeEnvelope = object({
   request_id: RequestId,
   type: Type.Literal("events.subscribe"),
   schema_version: Type.Optional(Type.Literal(1)),
-  payload: Subscribe,
+  payload: socketQueries["events.subscribe"].params,
   trace_id: Type.Optional(TraceId),
 });
 
@@ -173,10 +165,10 @@ export function connection(
     if (errors.length > 0) return invalidSchema(errors, freshTrace());
     const { after, log_id, filter, frames, as_stored } = (value as Static<typeof SubscribeEnvelope>).payload;
     if (subscriptions.has(request_id))
-      return problem("conflict", "a subscription of this socket has that request_id", {
-        reason: "events.already_subscribed",
-        hint: "use another request_id for each subscription of a socket",
-      });
+      return invalidSchema(
+        [{ pointer: "/request_id", message: "is the name of a subscription of this socket already" }],
+        freshTrace(),
+      );
     if (subscriptions.size >= MAX_SUBSCRIPTIONS)
       return problem("overloaded", `a socket has at most ${MAX_SUBSCRIPTIONS} subscriptions`, {
         hint: "open another socket",

@@ -132,6 +132,11 @@ export function dispatcher(parts: {
   }
 
   function unknownType(type: string, trace_id: string): Problem {
+    if (registry.socket.has(type))
+      return problem("unknown_command", "that query is not taken here: frames would follow its answer", {
+        trace_id,
+        hint: "only on the WebSocket, GET /v1/stream",
+      });
     const near = nearest(type, [...registry.commands.keys(), ...registry.queries.keys()]);
     return problem("unknown_command", "there is no command or query of that type", {
       trace_id,

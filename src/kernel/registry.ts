@@ -45,6 +45,8 @@ export interface Registry {
   readonly aggregates: readonly AnyAggregate[];
   readonly commands: ReadonlyMap<string, CommandEntry>;
   readonly queries: ReadonlyMap<string, QueryEntry>;
+  /** Queries that only a WebSocket takes, because frames follow their answer. */
+  readonly socket: ReadonlyMap<string, QueryEntry>;
   readonly events: ReadonlyMap<string, EventEntry>;
   /** Every `conflict` reason with what it means. */
   readonly reasons: ReadonlyMap<string, Reason>;
@@ -54,6 +56,8 @@ export interface Registry {
 export interface SystemTypes {
   readonly commands: Readonly<Record<string, CommandSpec>>;
   readonly queries: Readonly<Record<string, QuerySpec>>;
+  /** Those that only a WebSocket takes. */
+  readonly socket?: Readonly<Record<string, QuerySpec>>;
 }
 
 /**
@@ -65,6 +69,7 @@ export interface SystemTypes {
 export function buildRegistry(aggregates: readonly unknown[], system: SystemTypes): Registry {
   const commands = new Map<string, CommandEntry>();
   const queries = new Map<string, QueryEntry>();
+  const socket = new Map<string, QueryEntry>();
   const events = new Map<string, EventEntry>();
   const reasons = new Map<string, Reason>();
   const tables = new Map<string, string>();
@@ -97,9 +102,13 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
     add(commands, type, { type, spec, aggregate: undefined, name: type.split(".")[1]! });
   for (const [type, spec] of Object.entries(system.queries))
     add(queries, type, { type, spec, params: withPaging(spec), reads: undefined });
-  // One envelope for both, so one name for both.
-  for (const type of queries.keys()) if (commands.has(type)) throw new Error(`${type} is declared twice`);
-  return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, events, reasons };
+  for (const [type, spec] of Object.entries(system.socket ?? {}))
+    add(socket, type, { type, spec, params: spec.params, reads: undefined });
+  // One envelope for all, so one name for all.
+  for (const type of [...queries.keys(), ...socket.keys()])
+    if (commands.has(type) || (queries.has(type) && socket.has(type)))
+      throw new Error(`${type} is declared twice`);
+  return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, socket, events, reasons };
 }
 
 /** What a query really takes: its own parameters, `min_seq`, and for pages `limit` and `cursor` (SPEC §3). */

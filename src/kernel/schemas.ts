@@ -40,7 +40,7 @@ export function allSchemas(registry: Registry): ReadonlyMap<string, Published> {
       add(schemaName("command", type, version), spec.doc, schemaOf(spec, version)!);
     add(schemaName("result", type, spec.version), `The result of ${type}.`, spec.result);
   }
-  for (const { type, spec, params } of registry.queries.values()) {
+  for (const { type, spec, params } of [...registry.queries.values(), ...registry.socket.values()]) {
     add(schemaName("query", type, spec.version), spec.doc, params);
     add(schemaName("answer", type, spec.version), `The answer of ${type}.`, spec.answer);
   }

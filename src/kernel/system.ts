@@ -1,6 +1,7 @@
 /**
  * The kernel's own commands and queries: the types that are not about one aggregate (SPEC §2). Only their
- * shapes; the commands are performed by the writer, the queries are answered by the front (daemon/system.ts).
+ * shapes; the commands are performed by the writer, the queries are answered by the front (daemon/system.ts), and those
+ * of the socket by the socket itself (http/stream.ts).
  */
 import { type TProperties, type TSchema, Type } from "typebox";
 import { command, type QuerySpec } from "./aggregate.ts";
@@ -140,4 +141,19 @@ export const systemQueries = {
   ),
 };
 
-export const system = { commands: systemCommands, queries: systemQueries };
+/** What is asked on the WebSocket only, because its answer goes on: frames follow it (SPEC §5). */
+export const socketQueries = {
+  "events.subscribe": shape(
+    "Subscribe to the log from a cursor: the answer first, then the frames.",
+    {
+      after: Seq,
+      log_id: Type.Optional(Id),
+      filter: Type.Optional(object({ ...filterFields })),
+      frames: Type.Optional(Type.Array(Type.Literal("projection_updated"))),
+      as_stored: Type.Optional(Type.Boolean()),
+    },
+    object({ as_of_seq: Seq, log_id: Id }),
+  ),
+};
+
+export const system = { commands: systemCommands, queries: systemQueries, socket: socketQueries };

@@ -760,6 +760,19 @@ describe("routes and methods", () => {
     );
   });
 
+  test("a subscription: it is known, and only the WebSocket takes it", async () => {
+    const sent = { type: "events.subscribe", payload: { after: 0 } };
+    for (const reply of [
+      await mp.post(sent),
+      await mp.batch(true, [sent]),
+      await mp.get("/v1/queries/events.subscribe?after=0"),
+    ])
+      expect(expectRefused(reply, "unknown_command").hint).toBe("only on the WebSocket, GET /v1/stream");
+    expect((await mp.answer("schema.get", { name: "query.events.subscribe.v1" })).schema).toMatchObject({
+      required: ["after"],
+    });
+  });
+
   test("parameters that break their schema", async () => {
     for (const [query, pointer] of [
       ["limit=0", "limit"],

@@ -135,7 +135,9 @@ describe("a subscription", () => {
       payload: { after: 0 },
     });
     expect([kind, request_id]).toEqual(["problem", "a"]);
-    expect(expectProblem(found, "conflict").reason).toBe("events.already_subscribed");
+    expect(expectProblem(found, "invalid_schema").errors).toEqual([
+      { pointer: "/request_id", message: "is the name of a subscription of this socket already" },
+    ]);
     made.write([entry("a")]);
     await came(got, "event");
     expect(kinds(got)).toEqual(["hello", "caught_up", "event"]);

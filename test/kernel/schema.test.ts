@@ -314,7 +314,7 @@ describe("the published schemas", () => {
         `command.${type}.v${spec.version}`,
         `result.${type}.v${spec.version}`,
       ]),
-      ...[...registry.queries].flatMap(([type, { spec }]) => [
+      ...[...registry.queries, ...registry.socket].flatMap(([type, { spec }]) => [
         `query.${type}.v${spec.version}`,
         `answer.${type}.v${spec.version}`,
       ]),

@@ -1,8 +1,8 @@
 /**
  * `mp daemon`: start, run, stop, restart, status, logs, wait, ping (SPEC §12).
  *
- * `start`, `stop` and `restart` may be repeated: they say what is, and end well when it is what was wanted. Only the
- * lock says that a daemon has gone. The server and what looks for a daemon are imported by the verb that needs
+ * `start`, `stop` and `restart` may be repeated: they say what is, and end well when it is what was wanted. The lock, the
+ * process and daemon.json say that a daemon has gone. The server and what looks for a daemon are imported by the verb that needs
  * them: `ping` is the yardstick of a trivial command. Left out on purpose: installing a service.
  */
 import type { Discovery } from "../client/discover.ts";
@@ -11,7 +11,7 @@ import { type Paths, paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { VERSION } from "../version.ts";
 import { asking, type Noun, verb } from "./command.ts";
-import { daemonLink, START_MS } from "./link.ts";
+import { daemonLink, HUNG_HINT, hungHint, START_MS } from "./link.ts";
 import { note } from "./output.ts";
 
 /** How long /health is waited for. */
@@ -30,6 +30,8 @@ const look = async (here: Paths): Promise<Discovery> => {
 const runs = (found: Discovery): found is Discovery & { info: DaemonInfo } =>
   (found.state === "running" || found.state === "running-older") && found.info !== undefined;
 
+/** A script may add --no-spawn to every command; the verbs that start nothing take it and need not heed it. */
+const quietly = { "no-spawn": { ...asking["no-spawn"], hidden: true } };
 const timeout = { timeout: { ...asking.timeout, description: "give up after this time (30s)" } };
 
 const start = verb(
@@ -57,7 +59,8 @@ const start = verb(
 async function begin(timeout_ms: number | undefined) {
   const { selfCommand, startDaemon } = await import("../daemon/handshake.ts");
   const command = selfCommand(["daemon", "run", "--background"]);
-  return startDaemon({ paths: paths(), command, timeout_ms: timeout_ms ?? START_MS });
+  const started = await startDaemon({ paths: paths(), command, timeout_ms: timeout_ms ?? START_MS });
+  return isProblem(started) ? hungHint(started) : started;
 }
 
 const described = (info: DaemonInfo) =>
@@ -106,7 +109,7 @@ const run = verb(
 
 const stop = verb(
   "Stop the daemon: it answers what it has accepted, then ends. Fine when none runs.",
-  timeout,
+  { ...timeout, ...quietly },
   async (values, { out }) => {
     const stopped = await end(values.timeout ?? START_MS);
     if (isProblem(stopped)) return stopped;
@@ -116,18 +119,31 @@ const stop = verb(
         stopped.stopped ? "stopped" : "not-running",
         stopped.pid,
       ]);
+    if (stopped.taken_over_by !== undefined && !out.asJson)
+      await note(`another start has taken over: pid ${stopped.taken_over_by}`);
     return undefined;
   },
   { notes: ["It has ended when this returns. A pipe gets: stopped|not-running, pid."] },
 );
 
+interface Ended {
+  readonly stopped: boolean;
+  /** The daemon that was asked. */
+  readonly pid: number | null;
+  /** The daemon that somebody else started meanwhile. */
+  readonly taken_over_by?: number;
+}
+
 /**
- * End the daemon and wait until its lock is free.
+ * End the daemon and wait until it has gone: its lock is free, or its process gone, or daemon.json speaks of another.
  * @returns whether there was one; a problem when it has not ended in time
  */
-async function end(timeout_ms: number): Promise<{ stopped: boolean; pid: number | null } | Problem> {
+async function end(timeout_ms: number): Promise<Ended | Problem> {
   const here = paths();
-  const { isLocked } = await import("../daemon/lock.ts");
+  const [{ isLocked }, { readInfo }] = await Promise.all([
+    import("../daemon/lock.ts"),
+    import("../daemon/info.ts"),
+  ]);
   const deadline = performance.now() + timeout_ms;
   let found = await look(here);
   // It takes no signal and no request yet, or has not said who it is; soon it does.
@@ -142,11 +158,12 @@ async function end(timeout_ms: number): Promise<{ stopped: boolean; pid: number 
     return problem("policy_denied", `what listens on ${here.socket} is not the daemon of this folder`, {
       hint: "see 'mp daemon status'; nothing was ended",
     });
-  const pid = found.info?.pid ?? null;
-  if (pid === null)
+  const { info } = found;
+  if (info === undefined)
     return problem("timeout", `another process holds the lock ${here.lock} and does not say who it is`, {
       hint: "find it with 'fuser' or 'lsof' on that file",
     });
+  const { pid, start_id } = info;
   const asked = runs(found)
     ? await daemonLink({ "no-spawn": true, timeout: Math.min(timeout_ms, ASK_MS) }).execute(
         "daemon.shutdown",
@@ -156,7 +173,12 @@ async function end(timeout_ms: number): Promise<{ stopped: boolean; pid: number 
   // The polite way leaves a trace of who asked; a daemon that answers nothing still takes a signal.
   if ((asked === undefined || isProblem(asked)) && !signal(pid))
     return problem("policy_denied", `the daemon (pid ${pid}) is another user's`);
-  while (isLocked(here.lock)) {
+  for (;;) {
+    if (!isLocked(here.lock)) return { stopped: true, pid };
+    const now = await readInfo(here);
+    const other = now !== undefined && (now.start_id !== start_id || now.pid !== pid) ? now.pid : undefined;
+    if (other !== undefined) return { stopped: true, pid, taken_over_by: other };
+    if (!alive(pid)) return { stopped: true, pid };
     if (performance.now() > deadline)
       return problem("timeout", `the daemon (pid ${pid}) has not ended within ${timeout_ms} ms`, {
         hint: `it may be writing: look with 'mp daemon logs'; if it hangs: kill -9 ${pid} (nothing acknowledged is lost)`,
@@ -164,7 +186,16 @@ async function end(timeout_ms: number): Promise<{ stopped: boolean; pid: number 
       });
     await Bun.sleep(AGAIN_MS);
   }
-  return { stopped: true, pid };
+}
+
+/** Is there such a process? */
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error instanceof Error && "code" in error && error.code === "EPERM";
+  }
 }
 
 /** SIGTERM, which the daemon takes like `daemon.shutdown`. False: the process is not ours to end. */
@@ -193,6 +224,7 @@ const restart = verb(
         `${stopped.stopped ? "restarted" : "started"}: ${described(started.info)}`,
         lineOf(stopped.stopped ? "restarted" : "started", started.info),
       );
+    if (!started.started && !out.asJson) await note("it was another start that took over");
     return undefined;
   },
   {
@@ -204,7 +236,7 @@ const restart = verb(
 
 const status = verb(
   "Show whether the daemon runs, and how it does.",
-  {},
+  quietly,
   async (_, { out }) => {
     const here = paths();
     const found = await look(here);
@@ -303,6 +335,7 @@ const logs = verb(
       valueHint: "N",
       description: "how many lines to begin with (50)",
     },
+    ...quietly,
   },
   async (values, context) => {
     const { showLog } = await import("./logs.ts");
@@ -311,25 +344,29 @@ const logs = verb(
   { notes: ["A pipe, and --json, gets the JSON lines as they are."] },
 );
 
-const wait = verb("Wait until the daemon is ready. It starts nothing.", timeout, async (values, { out }) => {
-  const here = paths();
-  const allowed = values.timeout ?? START_MS;
-  const deadline = performance.now() + allowed;
-  let found = await look(here);
-  while (!runs(found)) {
-    if (performance.now() > deadline)
-      return problem("timeout", `no daemon was ready within ${allowed} ms: it is ${found.state}`, {
-        hint: "start one with 'mp daemon start'",
-        details: { state: found.state },
-      });
-    await Bun.sleep(AGAIN_MS);
-    found = await look(here);
-  }
-  const { info } = found;
-  if (out.asJson) await out.json({ state: found.state, ...info });
-  else await out.said(`ready: ${described(info)}`, lineOf("ready", info));
-  return undefined;
-});
+const wait = verb(
+  "Wait until the daemon is ready. It starts nothing.",
+  { ...timeout, ...quietly },
+  async (values, { out }) => {
+    const here = paths();
+    const allowed = values.timeout ?? START_MS;
+    const deadline = performance.now() + allowed;
+    let found = await look(here);
+    while (!runs(found)) {
+      if (performance.now() > deadline)
+        return problem("timeout", `no daemon was ready within ${allowed} ms: it is ${found.state}`, {
+          hint: found.state === "unresponsive" ? HUNG_HINT : "start one with 'mp daemon start'",
+          details: { state: found.state },
+        });
+      await Bun.sleep(AGAIN_MS);
+      found = await look(here);
+    }
+    const { info } = found;
+    if (out.asJson) await out.json({ state: found.state, ...info });
+    else await out.said(`ready: ${described(info)}`, lineOf("ready", info));
+    return undefined;
+  },
+);
 
 const ping = verb(
   "Ask the daemon for a sign of life.",

@@ -22,7 +22,6 @@ export async function longQuery<T extends "log.verify" | "projection.verify">(
   const target = await link.address();
   if (isProblem(target)) return target;
   const told = await progress(type);
-  await told.report(0, 0);
   let done = false;
   const answer = link.query(type, {} as never).finally(() => {
     done = true;

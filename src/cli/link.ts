@@ -133,7 +133,7 @@ async function start(here: Paths, timeout_ms: number): Promise<string | Problem>
   const { selfCommand, startDaemon } = await import("../daemon/handshake.ts");
   const command = selfCommand(["daemon", "run", "--background"]);
   const answer = await startDaemon({ paths: here, command, timeout_ms });
-  if (isProblem(answer)) return answer;
+  if (isProblem(answer)) return hungHint(answer);
   if (answer.started && (await isTerminal(2))) await note(`started the daemon (pid ${answer.info.pid})`);
   return answer.info.addresses.socket;
 }
@@ -144,9 +144,18 @@ async function find(here: Paths): Promise<string | Problem> {
   const { state, info } = await discover(here, { timeout_ms: LOOK_MS });
   if (info && (state === "running" || state === "running-older")) return info.addresses.socket;
   return problem("daemon_unavailable", `no daemon answers on ${here.socket}: it is ${state}`, {
-    hint: "start it with 'mp daemon start', or leave out --no-spawn",
+    hint: state === "unresponsive" ? HUNG_HINT : "start it with 'mp daemon start', or leave out --no-spawn",
     details: { address: here.socket, state },
   });
+}
+
+export const HUNG_HINT =
+  "it holds the lock and does not answer: 'mp daemon restart' ends it and starts another";
+
+/** Waiting does not help with a daemon that holds the lock and does not answer, for instance without its socket. */
+export function hungHint(found: Problem): Problem {
+  const hung = found.code === "daemon_unavailable" && found.details?.state === "unresponsive";
+  return hung ? { ...found, hint: HUNG_HINT } : found;
 }
 
 /** A daemon that does not know what this program knows is an older one: then restarting it helps. */

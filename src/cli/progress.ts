@@ -1,8 +1,8 @@
 /**
  * Progress of long work (SPEC §12): a bar where stderr is a terminal, JSON lines on stderr otherwise.
  *
- * A line says `{"progress":{"work","done","of"}}`; there is always one at the start and one at the end, and at most two a
- * second between them. A bar appears only when the work takes long enough for anyone to wonder.
+ * A line says `{"progress":{"work","done","of"}}`; none while nobody knows how much there is, one at the end with `done` =
+ * `of`, and at most two a second before it. A bar appears only when the work takes long enough for anyone to wonder.
  */
 import { isTerminal, note } from "./output.ts";
 
@@ -28,12 +28,14 @@ function lines(work: string): Progress {
   return {
     async report(done, of) {
       last = { done, of };
+      // Done is for the end to say: it says it once.
+      if (of === 0 || done >= of) return;
       if (performance.now() - said < LINE_MS) return;
       said = performance.now();
       await say();
     },
     async end(complete) {
-      if (!complete) return;
+      if (!complete || last.of === 0) return;
       last = { done: last.of, of: last.of };
       await say();
     },

@@ -3,7 +3,6 @@
  *
  * The daemon rebuilds in the background whether anyone waits or not; `rebuild` waits by looking at the list.
  */
-import { freshKey } from "../client/client.ts";
 import type { Ask } from "../client/types.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, changing, type Noun, verb } from "./command.ts";
@@ -49,15 +48,13 @@ const rebuild = verb(
   async (values, { out }) => {
     const { name, timeout } = values;
     const from = performance.now();
-    const link = daemonLink({ ...values, key: values.key ?? freshKey() });
-    const payload = name === undefined ? {} : { name };
-    const receipt = await link.execute("projection.rebuild", payload);
+    const link = daemonLink(values);
+    const receipt = await link.execute("projection.rebuild", name === undefined ? {} : { name });
     if (isProblem(receipt)) return receipt;
     const { projections } = receipt.result as { readonly projections: readonly string[] };
-    if (!values["no-wait"]) {
-      // The writer answers in order: once it has answered this again, the list knows of the rebuild.
-      const again = await link.execute("projection.rebuild", payload);
-      if (isProblem(again)) return again;
+    // A receipt of before says nothing about now: nothing was begun, so there is nothing to wait for.
+    const waits = !values["no-wait"] && !receipt.replayed;
+    if (waits) {
       const rebuilt = await waitFor(link, projections, from + (timeout ?? Number.POSITIVE_INFINITY));
       if (isProblem(rebuilt)) return rebuilt;
       const stopped = rebuilt.find(({ status }) => status === "stopped");
@@ -67,13 +64,18 @@ const rebuild = verb(
           details: { projection: stopped.name },
         });
     }
-    const done = values["no-wait"] ? "rebuilding" : "rebuilt";
+    const done = receipt.replayed ? "already-carried-out" : waits ? "rebuilt" : "rebuilding";
     if (out.asJson) await out.json(receipt);
-    else if (out.terminal) await out.said(`${done} ${projections.join(", ")}`, []);
-    else await out.print(projections.map((each) => `${each}\t${done}\n`).join(""));
+    else if (!out.terminal) await out.print(projections.map((each) => `${each}\t${done}\n`).join(""));
+    else if (receipt.replayed)
+      await out.said("already carried out under this key: nothing was rebuilt now", []);
+    else await out.said(`${done} ${projections.join(", ")}`, []);
     return undefined;
   },
-  { pointers: { "/payload/name": "NAME" }, notes: ["A pipe gets TSV: name, rebuilt|rebuilding."] },
+  {
+    pointers: { "/payload/name": "NAME" },
+    notes: ["A pipe gets TSV: name, rebuilt|rebuilding|already-carried-out (a --key that was used before)."],
+  },
 );
 
 /**

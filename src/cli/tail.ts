@@ -12,6 +12,7 @@ import { INTERRUPTED } from "./exit.ts";
 import { drawer, frameInWords } from "./lines.ts";
 import type { Link } from "./link.ts";
 import { note, type Output } from "./output.ts";
+import { watchReader } from "./reader.ts";
 import { type Cursor, CursorFile, Sink } from "./sink.ts";
 
 export interface Tailing {
@@ -36,6 +37,8 @@ const GIVE_UP_MS = 10_000;
 const GRACE_MS = 500;
 /** 128 and the number of the signal, as shells have it. */
 const TERMINATED = 143;
+/** How soon a reader that has gone is noticed while nothing happens. */
+const READER_MS = 1_000;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** Why a tail is over, where it is not the last frame that says so. */
@@ -77,6 +80,7 @@ class Following {
   readonly #stop = new AbortController();
   readonly #sink: Sink;
   readonly #timer: Timer | undefined;
+  readonly #unwatch: () => void;
   #idleTimer: Timer | undefined;
   #over: End | undefined;
   #refused: Problem | undefined;
@@ -100,6 +104,7 @@ class Following {
     process.once("SIGINT", () => this.#finish("SIGINT"));
     process.once("SIGTERM", () => this.#finish("SIGTERM"));
     this.#timer = alarm(wanted.timeout, () => this.#finish("timeout"));
+    this.#unwatch = watchReader(READER_MS, () => this.#finish("gone"));
   }
 
   get signal(): AbortSignal {
@@ -184,6 +189,7 @@ class Following {
 
   /** Let everything out that was taken, and say how it ended. */
   async end(): Promise<Ending> {
+    this.#unwatch();
     clearTimeout(this.#timer);
     clearTimeout(this.#idleTimer);
     const over = this.#over;

@@ -1,7 +1,9 @@
 /** `mp daemon`: starting by itself and by hand, stopping, what it says about itself. */
 import { describe, expect, test } from "bun:test";
-import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { DaemonInfo } from "../../src/daemon/info.ts";
+import { acquireLock } from "../../src/daemon/lock.ts";
 import { paths } from "../../src/daemon/paths.ts";
 import { run, start, tempHome, waitFor } from "../support/binary.ts";
 import { cli, lines } from "./cli.ts";
@@ -123,6 +125,64 @@ describe("start, stop, restart, wait", () => {
     }
     // It had got the signal: once it goes on, it ends.
     await waitFor(async () => (await status(home))[1].state === "stopped", { what: "its end" });
+  });
+
+  test("stop is done when the daemon that it asked has gone, whoever holds the lock by then", async () => {
+    const home = tempHome();
+    const child = await posing(home, "exit 0");
+    const lock = acquireLock(paths({ MP_HOME: home }).lock)!;
+    try {
+      expect(await cli(home).out("daemon", "stop", "--timeout", "20s")).toBe(`stopped\t${child.pid}`);
+      expect(await child.exited).toBe(0);
+    } finally {
+      lock.release();
+    }
+  });
+
+  test("stop is done, and says so, when another start has taken over", async () => {
+    const home = tempHome();
+    const child = await posing(home, `mv ${home}/next.json ${home}/daemon.json`);
+    const next = { ...JSON.parse(readFileSync(join(home, "daemon.json"), "utf8")), start_id: "next" };
+    writeFileSync(join(home, "next.json"), JSON.stringify(next));
+    const lock = acquireLock(paths({ MP_HOME: home }).lock)!;
+    try {
+      const { code, stdout, stderr } = await cli(home).mp("daemon", "stop", "--timeout", "20s");
+      expect([code, stdout]).toEqual([0, `stopped\t${child.pid}\n`]);
+      expect(stderr).toBe(`another start has taken over: pid ${child.pid}\n`);
+    } finally {
+      lock.release();
+      child.kill("SIGKILL");
+      await child.exited;
+    }
+  });
+
+  test("a daemon whose socket somebody removed: restart is the advice, and restart and stop work", async () => {
+    const home = tempHome();
+    const { out, json, refused } = cli(home);
+    const first = await json<Status>("daemon", "start");
+    rmSync(first.addresses.socket);
+    for (const args of [
+      ["daemon", "start", "--timeout", "300ms"],
+      ["workspace", "list", "--timeout", "300ms"],
+      ["workspace", "list", "--no-spawn"],
+    ])
+      expect(await refused(6, ...args)).toContain("mp daemon restart");
+    expect(await refused(7, "daemon", "wait", "--timeout", "100ms")).toContain("mp daemon restart");
+    const second = await json<Status>("daemon", "restart");
+    // A start of above may still wait for the lock, and be the next daemon.
+    expect(second).toMatchObject({ stopped_pid: first.pid, started: expect.any(Boolean) });
+    expect(second.pid).not.toBe(first.pid);
+    rmSync(second.addresses.socket);
+    expect(await out("daemon", "stop")).toBe(`stopped\t${second.pid}`);
+  });
+
+  test("--no-spawn is taken, and changes nothing, where nothing is started", async () => {
+    const home = tempHome();
+    const { mp, out } = cli(home);
+    expect(await out("daemon", "stop", "--no-spawn")).toBe("not-running\t");
+    expect((await mp("daemon", "status", "--no-spawn")).code).toBe(6);
+    expect((await mp("daemon", "wait", "--no-spawn", "--timeout", "50ms")).code).toBe(7);
+    expect((await mp("daemon", "logs", "--no-spawn")).code).toBe(3);
   });
 
   test("restart: another daemon, the same log", async () => {
@@ -282,6 +342,24 @@ describe("logs", () => {
     expect(seen).not.toContain('"one"');
   });
 });
+
+/** A process that daemon.json calls the daemon, and that does `at` when it gets SIGTERM. */
+async function posing(home: string, at: string) {
+  const script = `trap '${at}' TERM; echo ready; while :; do sleep 0.02; done`;
+  const child = Bun.spawn(["bash", "-c", script], { stdout: "pipe" });
+  await child.stdout.getReader().read();
+  const info: DaemonInfo = {
+    pid: child.pid,
+    version: "0.0.0",
+    api_version: 1,
+    start_id: "first",
+    log_id: "log",
+    started_at: "2026-11-22T10:00:00.000Z",
+    addresses: { socket: paths({ MP_HOME: home }).socket },
+  };
+  writeFileSync(join(home, "daemon.json"), JSON.stringify(info));
+  return child;
+}
 
 function range(count: number): number[] {
   return Array.from({ length: count }, (_, at) => at);

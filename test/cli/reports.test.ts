@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { catalogue } from "../../src/kernel/problems.ts";
 import { VERSION } from "../../src/version.ts";
 import { tempHome } from "../support/binary.ts";
-import { cli, fill, lines } from "./cli.ts";
+import { atTerminal, cli, fill, lines } from "./cli.ts";
 
 const home = tempHome();
 const { mp, out, json, refused } = cli(home);
@@ -59,13 +59,28 @@ describe("projection", () => {
     });
   });
 
+  test("rebuild under a key that was used before rebuilds nothing, and says so", async () => {
+    const { stdout: first } = await work(0, "projection", "rebuild", "project", "--key", "rebuild-2");
+    expect(first).toBe("project\trebuilt\n");
+    const before = await json<{ items: object[] }>("projection", "list");
+    expect(await out("projection", "rebuild", "project", "--key", "rebuild-2")).toBe(
+      "project\talready-carried-out",
+    );
+    expect((await json<{ items: object[] }>("projection", "list")).items).toEqual(before.items);
+    const { shown } = await atTerminal(["projection", "rebuild", "project", "--key", "rebuild-2"], { home });
+    expect(shown).toBe("already carried out under this key: nothing was rebuilt now\n");
+  });
+
   test("verify: 0 when the digests agree", async () => {
     const { stdout, progress } = await work(0, "projection", "verify");
     for (const line of lines(stdout)) {
       const [, ok, , digest, rebuilt] = line.split("\t");
       expect([ok, digest]).toEqual(["true", rebuilt!]);
     }
-    expect(progress[0]).toEqual({ work: "projection.verify", done: 0, of: 0 });
+    const [last] = progress.slice(-1);
+    // Work that ends before anybody looks says nothing.
+    if (last) expect(last).toEqual({ work: "projection.verify", done: last.of, of: last.of });
+    expect(progress.filter(({ of }) => of === 0)).toEqual([]);
   });
 
   test("verify: 1 when one differs, and which", async () => {

@@ -236,6 +236,22 @@ describe("when it ends", () => {
     expect([stdout, stderr]).toEqual(["1\ncode 0\n", ""]);
   });
 
+  test.skipIf(process.platform === "win32")(
+    "0 soon after the reader has gone, also when nothing happens",
+    async () => {
+      const here = tempHome();
+      await cli(here).out("daemon", "start");
+      await fill(here, 2);
+      const from = performance.now();
+      const { code, stdout } = await shell(
+        `mp events tail --from-start --json | head -n 1 | wc -l | tr -d ' '; echo "code \${PIPESTATUS[0]}"`,
+        here,
+      );
+      expect([code, stdout]).toEqual([0, "1\ncode 0\n"]);
+      expect(performance.now() - from).toBeLessThan(5_000);
+    },
+  );
+
   test("0 when the reader goes while nothing happens, as soon as there is something to say", async () => {
     const { as_of_seq } = await json<{ as_of_seq: number }>("daemon", "ping");
     const live = start(["events", "tail", "--json", "--after", String(as_of_seq)], { home });

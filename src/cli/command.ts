@@ -14,6 +14,8 @@ export type Format =
   | "count"
   /** `250ms`, `5s`, `1m30s`, `2h`, `1d`, or seconds without a unit. Milliseconds. */
   | "duration"
+  /** The same, but not nothing. */
+  | "limit"
   /** The same, but a number without a unit is milliseconds. */
   | "milliseconds"
   /** Any JSON number. */
@@ -45,7 +47,7 @@ export interface Arg {
 
 export type Args = Readonly<Record<string, Arg>>;
 
-type One<A extends Arg> = A["format"] extends "count" | "duration" | "milliseconds" | "number"
+type One<A extends Arg> = A["format"] extends "count" | "duration" | "limit" | "milliseconds" | "number"
   ? number
   : A["format"] extends "json"
     ? unknown
@@ -79,7 +81,7 @@ export const asking = {
   },
   timeout: {
     type: "string",
-    format: "duration",
+    format: "limit",
     valueHint: "TIME",
     env: "MP_TIMEOUT",
     description: "give up after this time, such as 500ms, 30s or 2m",

@@ -8,6 +8,7 @@ import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Noun, type Values, verb } from "./command.ts";
 import { drawer } from "./lines.ts";
 import { daemonLink, type Link } from "./link.ts";
+import { idLike, idOf } from "./names.ts";
 import { note } from "./output.ts";
 import { duration, usage } from "./parse.ts";
 
@@ -53,6 +54,8 @@ const start = {
   },
 } as const;
 
+const fromStart = { "from-start": { type: "boolean", description: "from the first event on" } } as const;
+
 const POINTERS = {
   "/types": "--type",
   "/streams": "--stream",
@@ -77,7 +80,6 @@ async function filterOf(link: Link, values: Partial<Values<typeof filters>>): Pr
   const { type, stream, workspace, project } = values;
   if (!stream && workspace === undefined && project === undefined)
     return withoutUndefined({ types: type, subject_kind: values["subject-kind"] });
-  const { idOf } = await import("./names.ts");
   const workspace_id = workspace === undefined ? undefined : await idOf(link, "workspace", workspace);
   if (isProblem(workspace_id)) return workspace_id;
   const within = workspace_id === undefined ? {} : { workspace_id };
@@ -92,6 +94,13 @@ async function filterOf(link: Link, values: Partial<Values<typeof filters>>): Pr
         "write it as KIND/ID or KIND/NAME, for instance project/core",
       );
     const kind = each.slice(0, slash);
+    const { registry } = await import("./domain.ts");
+    const kinds = registry().aggregates.map((known) => known.kind);
+    if (!kinds.includes(kind))
+      return usage(
+        `--stream: there is no kind '${kind}'; there are ${kinds.join(", ")}`,
+        "write it as KIND/ID or KIND/NAME, for instance project/core",
+      );
     const id = await idOf(link, kind, each.slice(slash + 1), kind === "project" ? within : {});
     if (isProblem(id)) return id;
     streams.push(`${kind}/${id}`);
@@ -124,11 +133,22 @@ function timeOf(since: string): string | Problem {
     : new Date(time).toISOString();
 }
 
+/** A refusal when more than one of these flags says where to start. */
+function startsTwice<const N extends string>(
+  values: Readonly<Partial<Record<N, unknown>>>,
+  names: readonly N[],
+): Problem | undefined {
+  const [one, other] = names.filter((name) => values[name] !== undefined && values[name] !== false);
+  return other === undefined
+    ? undefined
+    : usage(`--${one} and --${other} exclude each other`, "say once where to start");
+}
+
 const tail = verb(
   "Follow the log: every event as it happens.",
   {
     ...start,
-    "from-start": { type: "boolean", description: "from the first event on" },
+    ...fromStart,
     ...filters,
     count: { type: "string", format: "count", valueHint: "N", description: "end after so many events" },
     "until-idle": {
@@ -143,22 +163,22 @@ const tail = verb(
       valueHint: "FILE",
       description: "keep the position in this file, and go on from it next time",
     },
-    frames: { type: "boolean", description: "also give the control frames (hello, caught_up, checkpoint …)" },
+    frames: {
+      type: "boolean",
+      description: "also give the control frames (hello, caught_up …); without --json they go to stderr",
+    },
     "no-spawn": asking["no-spawn"],
     // Not from the environment: there it is how long an answer may take.
     timeout: {
       type: "string",
-      format: "duration",
+      format: "limit",
       valueHint: "TIME",
       description: "end with exit code 7 after this time",
     },
   },
   async (values, { out }) => {
-    const chosen = (["after", "since", "from-start"] as const).filter(
-      (name) => values[name] !== undefined && values[name] !== false,
-    );
-    if (chosen.length > 1)
-      return usage(`--${chosen[0]} and --${chosen[1]} exclude each other`, "say once where to start");
+    const twice = startsTwice(values, ["after", "since", "from-start"]);
+    if (twice) return twice;
     if (values.count === 0)
       return usage("--count must be 1 or more", "leave it out to follow without an end");
     const since = values.since === undefined ? undefined : timeOf(values.since);
@@ -190,6 +210,7 @@ const list = verb(
   "Read a page of the log, oldest first.",
   {
     ...start,
+    ...fromStart,
     ...filters,
     limit: { type: "string", format: "count", valueHint: "N", description: "at most so many events (100)" },
     cursor: { type: "string", valueHint: "CURSOR", description: "the 'next' of the page before" },
@@ -202,6 +223,8 @@ const list = verb(
     ...asking,
   },
   async (values, { out }) => {
+    const twice = startsTwice(values, ["after", "since", "cursor", "from-start"]);
+    if (twice) return twice;
     const since = values.since === undefined ? undefined : timeOf(values.since);
     if (isProblem(since)) return since;
     const link = daemonLink(values);
@@ -244,7 +267,7 @@ const get = verb(
     timeout: asking.timeout,
   },
   async (values, { out }) => {
-    const path = `/v1/events/${encodeURIComponent(values.event)}${values["as-stored"] ? "?as_stored=true" : ""}`;
+    const path = `/v1/events/${encodeURIComponent(idLike(values.event))}${values["as-stored"] ? "?as_stored=true" : ""}`;
     const line = await daemonLink(values).get(path);
     if (isProblem(line)) return line;
     if (out.asJson) await out.print(`${line}\n`);

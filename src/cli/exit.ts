@@ -73,11 +73,22 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
   ].join("\n");
 }
 
+/** `1` → ` (number 2)`: where in a list or a structure. */
+function inside(path: string): string {
+  const parts = path.split("/").map((part) => (/^\d+$/.test(part) ? `number ${Number(part) + 1}` : part));
+  return ` (${parts.join(", ")})`;
+}
+
 /** A place inside a value, for instance `/payload/types/1`: the flag of the part that has one. */
 function nearestPlace(pointer: string, pointers: Readonly<Record<string, string>>): string {
   for (let end = pointer.lastIndexOf("/"); end > 0; end = pointer.lastIndexOf("/", end - 1)) {
     const known = pointers[pointer.slice(0, end)];
-    if (known) return `${known} (${pointer.slice(end)})`;
+    if (known) return `${known}${inside(pointer.slice(end + 1))}`;
   }
-  return pointer === "" ? "the request" : pointer;
+  return pointer === ""
+    ? "the request"
+    : pointer
+        .slice(1)
+        .replace(/^payload\//, "")
+        .replaceAll("/", " ");
 }

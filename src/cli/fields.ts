@@ -111,7 +111,7 @@ function descriptionOf(field: string, schema: Plain, isPath: boolean): string {
   if (general[field] !== undefined) return general[field];
   if (isPath) {
     const found = field === "git_common_dir" ? "; found by itself from the repository's path" : "";
-    return `a path that exists; made absolute and canonical${found}`;
+    return `a folder that exists; made absolute and canonical${found}`;
   }
   const { items } = schema;
   const said = limitsOf(items ?? schema) || `the ${field.replaceAll("_", " ")}`;

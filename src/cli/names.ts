@@ -25,7 +25,8 @@ export async function idOf(
   text: string,
   within: Readonly<Record<string, unknown>> = {},
 ): Promise<string | Problem> {
-  if (ID.test(text)) return text;
+  const id = idLike(text);
+  if (ID.test(id)) return id;
   const answer = await link.ask(`${kind}.list`, { ...within, name: text, limit: MOST + 1 });
   if (isProblem(answer))
     return answer.code === "invalid_schema"
@@ -53,7 +54,13 @@ export async function idOf(
   });
 }
 
-const ID_HINT = "an id is a UUIDv7 in lower case; a name has 1–128 characters and no control characters";
+/** What looks like an id in lower case, as ids are compared; some programs write them in capitals. */
+export function idLike(text: string): string {
+  const id = text.toLowerCase();
+  return ID.test(id) ? id : text;
+}
+
+const ID_HINT = "an id is a UUIDv7; a name has 1–128 characters and no control characters";
 
 /** What tells one candidate from another: the ids of what it is in. */
 function parentOf(item: Readonly<Record<string, unknown>>, kind: string) {

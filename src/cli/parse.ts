@@ -138,10 +138,11 @@ function readEnvironment(
 
 async function unknownFlag(typed: string, args: Args, help: string): Promise<Problem> {
   const { nearest } = await import("../kernel/registry.ts");
-  const known = Object.entries(args).flatMap(([name, arg]) =>
-    arg.type === "positional" ? [] : [`--${name}`],
-  );
-  const near = nearest(typed, known).join(" or ");
+  const known = Object.entries(args).flatMap(([name, arg]) => (arg.type === "positional" ? [] : [name]));
+  // Without the dashes, which would count as letters that are right.
+  const near = nearest(typed.replace(/^-+/, ""), known)
+    .map((name) => `--${name}`)
+    .join(" or ");
   return usage(`unknown flag ${typed}`, near === "" ? help : `did you mean ${near}? ${help}`);
 }
 
@@ -204,6 +205,10 @@ const formats: Readonly<Record<Format, { readonly what: string; read(text: strin
     read: (text) => (/^\d{1,15}$/.test(text) ? Number(text) : undefined),
   },
   duration: { what: "a time such as 500ms, 30s, 2m or 1h30m", read: duration },
+  limit: {
+    what: "a time such as 500ms, 30s, 2m or 1h30m, and more than 0",
+    read: (text) => duration(text) || undefined,
+  },
   milliseconds: {
     what: "a time such as 500ms, 30s or 2m",
     read: (text) => (/^\d{1,15}$/.test(text) ? Number(text) : duration(text)),

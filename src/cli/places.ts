@@ -9,18 +9,21 @@ import type { Problem } from "../kernel/problems.ts";
 import { usage } from "./parse.ts";
 
 /**
- * A path as the daemon wants it. It must exist: a mistyped one would be remembered for ever.
+ * A folder's path as the daemon wants it. It must exist: a mistyped one would be remembered for ever.
  * @param text as typed, relative to this process's folder
  */
 export function canonicalPath(text: string, label: string): string | Problem {
   try {
-    return realpathSync(isAbsolute(text) ? text : resolve(text));
+    const path = realpathSync(isAbsolute(text) ? text : resolve(text));
+    return statSync(path).isDirectory() ? path : usage(`${label}: '${text}' is no folder`, FOLDER_HINT);
   } catch (error) {
     const code = error instanceof Error && "code" in error ? String(error.code) : "unknown error";
     const why = code === "ENOENT" ? "does not exist" : `cannot be reached (${code})`;
-    return usage(`${label}: the path '${text}' ${why}`, "give the path of a folder that is there");
+    return usage(`${label}: the path '${text}' ${why}`, FOLDER_HINT);
   }
 }
+
+const FOLDER_HINT = "give the path of a folder that is there";
 
 /**
  * The git common directory of the checkout that a path is in: the one folder that all worktrees of a repository share.

@@ -444,6 +444,13 @@ describe("list and get", () => {
     const { event_id } = JSON.parse(line!) as { event_id: string };
     expect(await out("events", "get", event_id, "--json")).toBe(line!);
     expect(await out("events", "get", event_id)).toContain("event_type\tworkspace.created");
+    expect(await out("events", "get", event_id.toUpperCase(), "--json")).toBe(line!);
+  });
+
+  test("an id in capitals is that id", async () => {
+    const stream = `workspace/${demo.toUpperCase()}`;
+    expect(seqs(await tail("--no-follow", "--stream", stream))).toEqual([1]);
+    expect(await json("workspace", "get", demo.toUpperCase())).toMatchObject({ workspace_id: demo });
   });
 
   test("--min-seq waits for a position that is there", async () => {

@@ -16,7 +16,7 @@ import { object, schemaErrors, typed } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
 import type { Hub } from "../kernel/stream.ts";
 import { answerText, json, refused, respond } from "./answers.ts";
-import { getEvents } from "./events.ts";
+import { eventsParams, getEvents } from "./events.ts";
 import { openApi } from "./openapi.ts";
 import { type Gate, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
 import { connection } from "./stream.ts";
@@ -57,6 +57,7 @@ export function app({
   const noSuchRoute = problem("not_found", "there is no such route with that method", {
     hint: "see /openapi.json",
   });
+  const listParams = eventsParams(registry);
   const places = new Set<object>();
   /** Take a place among the live streams and sockets; what it gives back leaves it. */
   const admit = (): (() => void) | Problem => {
@@ -80,7 +81,7 @@ export function app({
     })
     .get("/health", ({ request }) => {
       const refusal = originRefusal(request);
-      return refusal ? refused<Health>(refusal, traceOf(request)) : health;
+      return refusal ? refused<Health>(refusal, traceOf(request)) : json<Health>(JSON.stringify(health));
     })
     .guard({
       // The gate comes before the body is read: who may not ask is not listened to.
@@ -119,7 +120,7 @@ export function app({
     )
     .get("/v1/events", ({ request, server }) => {
       server?.timeout(request, 0);
-      return getEvents(hub, request, admit, onBug);
+      return getEvents({ hub, dispatch, params: listParams, onBug }, request, admit);
     })
     .get("/v1/events/:event_id", ({ params, request }): object => oneEvent(hub, request, params.event_id))
     .get("/v1/stream", ({ request, server }) => {
@@ -144,7 +145,7 @@ export function app({
         ? json(JSON.stringify(found), { "content-type": "application/schema+json" })
         : refused(problem("not_found", "there is no such schema"), traceOf(request));
     })
-    .get("/openapi.json", () => openApi(registry));
+    .get("/openapi.json", () => json<object>(JSON.stringify(openApi(registry))));
 }
 
 export type App = ReturnType<typeof app>;
@@ -180,6 +181,7 @@ function defended(dispatch: Dispatch, onBug: Parts["onBug"]): Dispatch {
     problem: bug(error, trace_id),
   });
   return {
+    ready: (min_seq) => dispatch.ready(min_seq),
     one: (value, caller, trace_id) =>
       dispatch.one(value, caller, trace_id).catch((error: unknown) => answer(error, trace_id)),
     batch: (value, caller, trace_id) =>

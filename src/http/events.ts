@@ -5,56 +5,53 @@
  * costs one page of memory. What goes out are the stored bytes. Plain NDJSON has nothing but events, so the runtime
  * holds its response header back until there is one: who wants to know earlier asks for `frames=true`.
  */
-import { type Static, Type } from "typebox";
-import { freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
-import { bodyOf, eventPage, filterOf, startOf } from "../kernel/page.ts";
+import { type TObject, Type } from "typebox";
+import { type Dispatch, freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
+import { bodyOf, eventPage, filterOf, type PageParams, startOf } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { Id, MAX_PAGE, object, Seq, schemaErrors, Time } from "../kernel/schema.ts";
+import type { Registry } from "../kernel/registry.ts";
+import { object, schemaErrors } from "../kernel/schema.ts";
 import type { Feed, Frame, Hub } from "../kernel/stream.ts";
-import { filterFields } from "../kernel/system.ts";
 import { json, refused } from "./answers.ts";
 import { searchOf, traceOf } from "./request.ts";
-
-/** How long `min_seq` waits, in milliseconds. */
-const MIN_SEQ_WAIT_MS = 5_000;
 
 /** Told of a bug, with the trace id that the client was given. */
 export type OnBug = (trace_id: string, error: unknown) => void;
 
-const Params = object({
-  after: Type.Optional(Seq),
-  since: Type.Optional(Time),
-  log_id: Type.Optional(Id),
-  limit: Type.Optional(Type.Integer({ minimum: 1, maximum: MAX_PAGE })),
-  cursor: Type.Optional(
-    Type.String({ pattern: "^[0-9]{1,16}$", description: "the 'next' of an earlier page" }),
-  ),
-  min_seq: Type.Optional(Seq),
-  follow: Type.Optional(Type.Boolean()),
-  frames: Type.Optional(Type.Boolean()),
-  as_stored: Type.Optional(Type.Boolean()),
-  ...filterFields,
-});
-type Params = Static<typeof Params>;
+/** What `GET /v1/events` takes besides the parameters of the query `events.list`. */
+const streaming = { follow: Type.Optional(Type.Boolean()), frames: Type.Optional(Type.Boolean()) };
+
+/** The parameters of `GET /v1/events`. */
+export function eventsParams(registry: Registry): TObject {
+  return object({ ...registry.queries.get("events.list")!.params.properties, ...streaming });
+}
+type Params = PageParams & { min_seq?: number; as_stored?: boolean; follow?: boolean; frames?: boolean };
 
 const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";
 const SSE = "text/event-stream";
+
+interface EventsParts {
+  readonly hub: Hub;
+  readonly dispatch: Pick<Dispatch, "ready">;
+  /** `eventsParams`, made once: a schema is compiled at its first use. */
+  readonly params: TObject;
+  readonly onBug: OnBug;
+}
 
 /**
  * Answer `GET /v1/events`.
  * @param admit called before a live stream starts: gives back how to leave, or a problem when there are too many
  */
 export async function getEvents(
-  hub: Hub,
+  { hub, dispatch, params: schema, onBug }: EventsParts,
   request: Request,
   admit: () => (() => void) | Problem,
-  onBug: OnBug,
 ): Promise<Response> {
   const trace_id = traceOf(request);
   const refuse = (found: Problem) => refused<Response>(found, trace_id);
-  const params = fromText(Params.properties, searchOf(request)) as Params;
-  const errors = schemaErrors(Params, params);
+  const params = fromText(schema.properties, searchOf(request)) as Params;
+  const errors = schemaErrors(schema, params);
   if (params.follow && params.limit !== undefined)
     errors.push({ pointer: "/limit", message: "is not taken with follow=true" });
   if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
@@ -66,14 +63,16 @@ export async function getEvents(
         hint: "send one of them as Accept; text/event-stream needs follow=true, application/json does without",
       }),
     );
-  if (params.min_seq !== undefined && !(await hub.reached(params.min_seq, MIN_SEQ_WAIT_MS)))
-    return refuse(problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`));
+  const notReady = await dispatch.ready(params.min_seq);
+  if (notReady) return refuse(notReady);
 
   if (params.follow) {
     const last = type === SSE ? request.headers.get("last-event-id") : null;
     if (last && !/^\d{1,16}$/.test(last))
       return refuse(invalidSchema([{ pointer: "/last-event-id", message: "must be a position" }], trace_id));
-    const after = startOf(hub, last ? { ...params, cursor: last } : params);
+    // It comes with the URL of the first attempt: what that says about the start is over.
+    const { after: _after, since: _since, cursor: _cursor, ...rest } = params;
+    const after = startOf(hub, last ? { ...rest, cursor: last } : params, "");
     if (isProblem(after)) return refuse(after);
     const leave = admit();
     if (isProblem(leave)) return refuse(leave);
@@ -88,7 +87,7 @@ export async function getEvents(
     return refuse(feed);
   }
 
-  const page = eventPage(hub, params);
+  const page = eventPage(hub, params, "");
   if (isProblem(page)) return refuse(page);
   const bodies = page.lines.map((line) => bodyOf(hub, line, params.as_stored));
   const next = JSON.stringify(page.next);
@@ -128,13 +127,20 @@ function negotiate(header: string | null, offered: readonly string[]): string | 
 /** A feed's next frames. A bug on the way ends this stream, not the daemon: the client hears `internal`. */
 export function framesOf(feed: Feed, onBug: OnBug): Frame[] {
   try {
-    return feed.next();
+    return traced(feed.next());
   } catch (error) {
     const trace_id = freshTrace();
     onBug(trace_id, error);
     feed.end(problem("internal", "the stream met a bug", { trace_id }));
     return feed.next();
   }
+}
+
+/** Every problem that leaves has a trace id. `end` is always the last frame. */
+function traced(frames: Frame[]): Frame[] {
+  const last = frames.at(-1);
+  if (last?.kind !== "end" || last.problem.trace_id !== undefined) return frames;
+  return [...frames.slice(0, -1), { ...last, problem: { ...last.problem, trace_id: freshTrace() } }];
 }
 
 /** A frame as text; empty for those that the form leaves out. */

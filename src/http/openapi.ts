@@ -4,13 +4,14 @@
  * Types, payloads, parameters and problems come from there by themselves; only the handful of routes is written down here,
  * and a test compares them with the routes there are.
  */
-import { type TObject, type TSchema, Type } from "typebox";
+import type { TObject, TSchema } from "typebox";
 import { envelopeFields } from "../kernel/dispatch.ts";
 import { catalogue } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { object } from "../kernel/schema.ts";
 import { allSchemas, schemaName } from "../kernel/schemas.ts";
 import { VERSION } from "../version.ts";
+import { eventsParams } from "./events.ts";
 
 const ref = (name: string) => ({ $ref: `#/components/schemas/${name}` });
 const body = (schema: object, type = "application/json") => ({ content: { [type]: { schema } } });
@@ -107,9 +108,7 @@ export function openApi(registry: Registry): object {
     "/v1/events": {
       get: {
         summary: "Read the log: a page, or with follow=true a live stream",
-        parameters: parameters(
-          object({ ...registry.queries.get("events.list")!.params.properties, ...streaming }),
-        ),
+        parameters: parameters(eventsParams(registry)),
         responses: {
           "200": {
             description: "Events",
@@ -198,9 +197,6 @@ function parameters(params: TObject): object[] {
     schema,
   }));
 }
-
-/** What `GET /v1/events` takes besides the parameters of the query `events.list`. */
-const streaming = { follow: Type.Optional(Type.Boolean()), frames: Type.Optional(Type.Boolean()) };
 
 const string = { type: "string" };
 const receipt = {

@@ -62,6 +62,8 @@ export type Answer =
 export type SystemQuery = (params: never) => object | Problem | Promise<object | Problem>;
 
 export interface Dispatch {
+  /** Before anything is read: a problem when the daemon is stopping, or the log does not reach `min_seq` in time. */
+  ready(min_seq: number | undefined): Promise<Problem | undefined>;
   /** One envelope: a command or a query. */
   one(value: unknown, caller: Caller, trace_id?: string): Promise<Answer>;
   /** `{atomic, commands}`: one answer per command, or a problem about the batch itself. */
@@ -144,22 +146,24 @@ export function dispatcher(parts: {
     });
   }
 
+  async function ready(min_seq: number | undefined): Promise<Problem | undefined> {
+    const reached = min_seq === undefined || (await hub.reached(min_seq, MIN_SEQ_WAIT_MS));
+    const closed = parts.closed();
+    if (closed || reached) return closed;
+    return problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`, {
+      details: { head: hub.head, min_seq },
+      hint: "check min_seq: it is the seq_global of a receipt of this log",
+    });
+  }
+
   async function ask(entry: QueryEntry, params: Record<string, unknown>, trace_id: string): Promise<Answer> {
     const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
     const errors = schemaErrors(entry.params, params, "/payload");
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
     const { min_seq, ...own } = params;
     if (typeof min_seq === "number") {
-      const reached = await hub.reached(min_seq, MIN_SEQ_WAIT_MS);
-      const closed = parts.closed();
-      if (closed) return refuse(closed);
-      if (!reached)
-        return refuse(
-          problem("overloaded", `the log has not reached min_seq within ${MIN_SEQ_WAIT_MS} ms`, {
-            details: { head: hub.head, min_seq },
-            hint: "check min_seq: it is the seq_global of a receipt of this log",
-          }),
-        );
+      const refusal = await ready(min_seq);
+      if (refusal) return refuse(refusal);
     }
     if (!entry.reads) {
       const result = await parts.systemQueries[entry.type]!(own as never);
@@ -195,6 +199,8 @@ export function dispatcher(parts: {
   }
 
   return {
+    ready,
+
     async one(value, caller, given) {
       const trace_id = traceOf(value, given);
       const closed = parts.closed();

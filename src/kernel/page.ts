@@ -31,11 +31,11 @@ export interface PageParams extends FilterParams {
   readonly cursor?: string;
 }
 
-/** The refusal of a cursor that no page gave. */
-export function badCursor(): Problem {
+/** The refusal of a cursor that no page gave; `at` is the pointer of the parameters. */
+export function badCursor(at = "/payload"): Problem {
   const message = "must be the 'next' of an earlier page";
-  return problem("invalid_schema", `/payload/cursor ${message}`, {
-    errors: [{ pointer: "/payload/cursor", message }],
+  return problem("invalid_schema", `${at}/cursor ${message}`, {
+    errors: [{ pointer: `${at}/cursor`, message }],
   });
 }
 
@@ -55,13 +55,15 @@ export function filterOf(hub: Hub, params: FilterParams): Filter {
 /**
  * A page of events. It has fewer than `limit` of them, or none, where the filter lets little through or events are
  * large: only `next` says whether there is more. So no page keeps the daemon busy for long, whatever is asked.
+ * @param at the pointer of the parameters
  * @returns `{as_of_seq, log_id, lines, next}` where `next` is the cursor of the next page, or a problem of the cursor
  */
 export function eventPage(
   hub: Hub,
   params: PageParams,
+  at?: string,
 ): { as_of_seq: number; log_id: string; lines: Line[]; next: string | null } | Problem {
-  const after = startOf(hub, params);
+  const after = startOf(hub, params, at);
   if (isProblem(after)) return after;
   const { head, log_id, reader } = hub;
   const { lines, upTo } = readPage(
@@ -76,10 +78,22 @@ export function eventPage(
   return { as_of_seq: head, log_id, lines, next: upTo < head ? String(upTo) : null };
 }
 
-/** Where to start: the cursor of a page, `after`, or the first event since a time; or what is wrong with that. */
-export function startOf(hub: Hub, params: PageParams): number | Problem {
+/**
+ * Where to start: the cursor of a page, `after`, or the first event since a time; or what is wrong with that.
+ * @param at the pointer of the parameters
+ * @returns the position, or invalid_schema for a wrong cursor and for two starts, cursor_ahead, cursor_foreign
+ */
+export function startOf(hub: Hub, params: PageParams, at = "/payload"): number | Problem {
   const { cursor, after, since, log_id } = params;
-  if (cursor !== undefined && !/^\d{1,16}$/.test(cursor)) return badCursor();
+  const starts = (["after", "since", "cursor"] as const).filter((name) => params[name] !== undefined);
+  if (starts.length > 1)
+    return problem("invalid_schema", `${starts.join(" and ")} each say where to start: send one of them`, {
+      errors: starts.map((name) => ({
+        pointer: `${at}/${name}`,
+        message: `is not taken with ${starts.filter((other) => other !== name).join(" and ")}`,
+      })),
+    });
+  if (cursor !== undefined && !/^\d{1,16}$/.test(cursor)) return badCursor(at);
   const start =
     cursor === undefined ? (after ?? (since === undefined ? 0 : before(hub, since))) : Number(cursor);
   return hub.checkCursor(start, log_id) ?? start;

@@ -56,8 +56,11 @@ const page = async (socket: string, params: object): Promise<Page> => {
 };
 
 /** Follow `next` to the end. */
-async function pages(socket: string, params: object): Promise<Page[]> {
-  const found = [await page(socket, params)];
+async function pages(
+  socket: string,
+  { after, ...params }: { after?: number; [name: string]: unknown },
+): Promise<Page[]> {
+  const found = [await page(socket, { ...params, ...(after !== undefined && { after }) })];
   for (let next = found[0]!.next; next !== null; next = found.at(-1)!.next)
     found.push(await page(socket, { ...params, cursor: next }));
   return found;
@@ -289,7 +292,7 @@ describe("what is sent is what was asked for", () => {
     const made = log();
     const socket = made.listen();
     made.write([entry("a")]);
-    for (const [params, pointer] of [
+    for (const [params, ...pointers] of [
       ["limit=0", "/limit"],
       ["limit=10001", "/limit"],
       ["limit=x", "/limit"],
@@ -298,6 +301,8 @@ describe("what is sent is what was asked for", () => {
       ["after=9007199254740992", "/after"],
       ["since=yesterday", "/since"],
       ["cursor=x", "/cursor"],
+      ["after=0&since=2020-01-01T00:00:00.000Z", "/after", "/since"],
+      ["after=0&cursor=0&follow=true", "/after", "/cursor"],
       ["types=Ledger", "/types/0"],
       ["types=ledger.*&types=*.*", "/types/1"],
       ["types=", "/types/0"],
@@ -310,7 +315,7 @@ describe("what is sent is what was asked for", () => {
     ] as const) {
       const reply = await ask(socket, "GET", `/v1/events?${params}`);
       const { errors } = expectRefused(reply, "invalid_schema");
-      expect([params, errors?.map((error) => error.pointer)]).toEqual([params, [pointer]]);
+      expect([params, errors?.map((error) => error.pointer)]).toEqual([params, pointers]);
     }
     for (const form of FORMS) {
       const refused = (params: object) => refusal(follow(socket, form, params));
@@ -321,6 +326,9 @@ describe("what is sent is what was asked for", () => {
       refusal(follow(socket, "sse", params, { "last-event-id": id }));
     expectProblem(await last("x"), "invalid_schema");
     expectProblem(await last("2"), "cursor_ahead");
+    // It takes the place of the start that the URL names.
+    expectProblem(await last("2", { after: 0 }), "cursor_ahead");
+    expectProblem(await last("2", { since: "2020-01-01T00:00:00.000Z" }), "cursor_ahead");
     expectProblem(await last("1", { log_id: newId() }), "cursor_foreign");
     expect(made.hub.subscriptions).toBe(0);
   });

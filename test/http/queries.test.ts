@@ -426,6 +426,8 @@ describe("schemas", () => {
 
 test("/health says four things, to anyone", async () => {
   const reply = await ask(daemon.socket, "GET", "/health");
+  expect(reply.headers.get("content-type")).toBe("application/json");
+  expect(reply.headers.get("cache-control")).toBe("no-store");
   expect(reply.json).toEqual({
     status: "ok",
     version: daemon.info.version,

@@ -1032,7 +1032,8 @@ test("a position that is never reached is waited for, but not for ever, and then
     ws.request({ type: "project.list", payload: { min_seq } }),
   ]);
   for (const reply of [post, get, events]) {
-    expectRefused(reply, "overloaded");
+    const { details, hint } = expectRefused(reply, "overloaded");
+    expect([details, hint]).toEqual([{ head, min_seq }, expect.stringContaining("check min_seq")]);
     expect(reply.headers.get("retry-after")).toBe("1");
   }
   const { kind, ...found } = frame;
@@ -1051,7 +1052,7 @@ describe("a bug", () => {
     const gate = socketGate("ada", 1);
     const routes = app({
       registry: buildRegistry([], system),
-      dispatch: { one: fails, batch: fails, query: fails },
+      dispatch: { ready: async () => undefined, one: fails, batch: fails, query: fails },
       // The event routes reach for the log, which is not there.
       hub: {} as never,
       health: { status: "ok", version: "0", api_version: 1, start_id: NOWHERE },

@@ -636,6 +636,7 @@ describe("a daemon", () => {
       await came(each, "end");
       const { problem, resume_after } = each.at(-1)!.frame as { problem: Json; resume_after: number };
       expect([problem.retryable, resume_after]).toEqual([true, 3]);
+      expect(problem.trace_id).toMatch(/^[0-9a-f]{32}$/);
     }
     await waitFor(() => plain.over && ws.over, { what: "the connections to be closed" });
     expect(plain.complete).toBe(true);

@@ -7,8 +7,11 @@
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
 import { type Problem, problem } from "../kernel/problems.ts";
 import { type Output, plain } from "./output.ts";
+import { watchReader } from "./reader.ts";
 
 const AGAIN_MS = 200;
+/** How soon a reader that has gone is noticed while nothing is written. */
+const READER_MS = 1_000;
 const CHUNK_BYTES = 64 << 10;
 
 /** Show a log file. Ends when it is shown, with `follow` when nobody reads any more. */
@@ -26,6 +29,8 @@ export async function showLog(
   let at = 0;
   let rest = "";
   let decoder = new TextDecoder();
+  let gone = false;
+  const unwatch = follow ? watchReader(READER_MS, () => (gone = true)) : undefined;
 
   if (fd !== undefined) {
     const size = fstatSync(fd).size;
@@ -37,7 +42,9 @@ export async function showLog(
         at += chunk.length;
         const parts = (rest + decoder.decode(chunk, { stream: true })).split("\n");
         rest = parts.pop() ?? "";
-        if (!(await out.print(parts.map(draw).join("")))) return undefined;
+        if (await out.print(parts.map(draw).join(""))) continue;
+        unwatch?.();
+        return undefined;
       }
     }
     if (!follow) {
@@ -45,6 +52,7 @@ export async function showLog(
       return undefined;
     }
     await Bun.sleep(AGAIN_MS);
+    if (gone) return undefined;
     if (fd === undefined) {
       fd = openIf(path);
     } else if (replaced(fd, path)) {

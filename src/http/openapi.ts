@@ -9,7 +9,8 @@ import { envelopeFields } from "../kernel/dispatch.ts";
 import { catalogue } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { object } from "../kernel/schema.ts";
-import { allSchemas, schemaName } from "../kernel/schemas.ts";
+import { allSchemas, EVENT_ENVELOPE, schemaName } from "../kernel/schemas.ts";
+import { EventEnvelope } from "../kernel/system.ts";
 import { VERSION } from "../version.ts";
 import { eventsParams } from "./events.ts";
 
@@ -20,8 +21,12 @@ const body = (schema: object, type = "application/json") => ({ content: { [type]
 export function openApi(registry: Registry): object {
   const { payload: _, type: __, ...general } = envelopeFields;
   const schemas: Record<string, unknown> = {};
+  const event = JSON.stringify(EventEnvelope);
+  const eventRef = JSON.stringify(ref(EVENT_ENVELOPE));
+  // A published schema stands for itself; here an event inside another one is told by its name.
   for (const [name, { $schema: _schema, $id: _id, ...schema }] of allSchemas(registry))
-    schemas[name] = schema;
+    schemas[name] =
+      name === EVENT_ENVELOPE ? schema : JSON.parse(JSON.stringify(schema).replaceAll(event, eventRef));
   const commands = [...registry.commands.values()];
   for (const { type, spec } of commands) {
     schemas[`envelope.${type}`] = {
@@ -126,7 +131,7 @@ export function openApi(registry: Registry): object {
       get: {
         summary: "Read one event",
         parameters: [{ name: "event_id", in: "path", required: true, schema: { type: "string" } }],
-        responses: answers({ type: "object" }, "The event"),
+        responses: answers(ref(EVENT_ENVELOPE), "The event"),
       },
     },
     "/v1/stream": {

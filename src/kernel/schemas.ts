@@ -4,6 +4,7 @@
  */
 import type { TSchema } from "typebox";
 import { type Registry, schemaOf } from "./registry.ts";
+import { EventEnvelope } from "./system.ts";
 
 /** One published schema. */
 export interface Published {
@@ -21,6 +22,9 @@ export function schemaName(
   return `${part}.${type}.v${version}`;
 }
 
+/** The name of the schema of every event's envelope (SPEC §4). */
+export const EVENT_ENVELOPE = "envelope.event.v1";
+
 const cache = new WeakMap<Registry, ReadonlyMap<string, Published>>();
 
 /** Every schema by name, in a stable order. */
@@ -35,6 +39,7 @@ export function allSchemas(registry: Registry): ReadonlyMap<string, Published> {
       title,
       ...(JSON.parse(JSON.stringify(schema)) as object),
     });
+  add(EVENT_ENVELOPE, "An event, whatever its payload.", EventEnvelope);
   for (const { type, spec } of registry.commands.values()) {
     for (const version of versionsOf(spec))
       add(schemaName("command", type, version), spec.doc, schemaOf(spec, version)!);

@@ -44,9 +44,39 @@ const ProjectionStatus = object({
   error: nullable(Type.String()),
 });
 
+const Position = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
+const Kind = Type.String({ pattern: "^[a-z_]+$", description: "a kind such as task" });
+
+/** The envelope of SPEC §4: what every event is, whatever its payload. Members that are absent are left out, never null. */
+export const EventEnvelope = object({
+  actor: object({
+    id: Type.String(),
+    kind: oneOf("user", "session", "system", "ci", "service"),
+    on_behalf_of: Type.Optional(object({ id: Type.String(), kind: Type.String() })),
+  }),
+  causality: object({
+    command_id: Id,
+    idempotency_key: Type.String(),
+    parent_event_id: Type.Optional(Id),
+  }),
+  event_id: Id,
+  event_type: Type.String({ pattern: "^[a-z_]+\\.[a-z_]+$", description: "a type such as task.created" }),
+  payload: Type.Object({}, { description: "as the schema of its type and version says" }),
+  prev_hash: Sha256,
+  project_id: Type.Optional(Id),
+  schema_version: Position,
+  seq_global: Position,
+  seq_stream: Position,
+  stream: Type.String({ pattern: "^[a-z_]+/[0-9a-f-]{36}$", description: "a stream such as task/ID" }),
+  subject: object({ id: Id, kind: Kind }),
+  timestamp: Time,
+  trace_id: Type.String({ pattern: "^[0-9a-f]{32}$", description: "32 hex digits" }),
+  workspace_id: Type.Optional(Id),
+});
+
 const SchemaEntry = object({
   name: Type.String(),
-  kind: oneOf("command", "result", "query", "answer", "event"),
+  kind: oneOf("command", "result", "query", "answer", "event", "envelope"),
   version: Type.Integer(),
   doc: Type.String(),
 });
@@ -99,7 +129,12 @@ export const systemQueries = {
       as_stored: Type.Optional(Type.Boolean()),
       ...filterFields,
     },
-    object({ as_of_seq: Seq, log_id: Id, items: Type.Array(Type.Unknown()), next: nullable(Type.String()) }),
+    object({
+      as_of_seq: Seq,
+      log_id: Id,
+      items: Type.Array(EventEnvelope as TSchema),
+      next: nullable(Type.String()),
+    }),
   ),
   "projection.list": shape("List the projections and where each stands.", {}, pageOf(ProjectionStatus)),
   "projection.verify": shape(

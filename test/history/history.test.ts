@@ -15,9 +15,9 @@ import { aggregates } from "../../src/domain/index.ts";
 import type { AnyAggregate, Event } from "../../src/kernel/aggregate.ts";
 import { encode, leafHash } from "../../src/kernel/log.ts";
 import { buildRegistry, currentEvent, schemaOf, versionsWithoutPath } from "../../src/kernel/registry.ts";
-import { foldCase, schemaErrors } from "../../src/kernel/schema.ts";
+import { foldCase, matches, schemaErrors } from "../../src/kernel/schema.ts";
 import { currentBody } from "../../src/kernel/stream.ts";
-import { system } from "../../src/kernel/system.ts";
+import { EventEnvelope, system } from "../../src/kernel/system.ts";
 
 const registry = buildRegistry(aggregates, system);
 const folder = import.meta.dir;
@@ -61,6 +61,17 @@ describe.each(golden)("%s", (file) => {
     expect(members.split(" ").filter((name) => !(name in event) && name !== "project_id")).toEqual([]);
     expect(Object.keys(event).filter((name) => !members.split(" ").includes(name))).toEqual([]);
     expect(bytesOf(file).length).toBeLessThanOrEqual(61_440);
+  });
+
+  test("is of the published schema of all events, and not with a member more, less or null", () => {
+    const event = eventOf(file);
+    expect(schemaErrors(EventEnvelope, event)).toEqual([]);
+    for (const name of Object.keys(event)) {
+      expect(schemaErrors(EventEnvelope, { ...event, [name]: null })).not.toEqual([]);
+      const { [name as "actor"]: _, ...less } = event;
+      expect([name, matches(EventEnvelope, less)]).toEqual([name, /^(project|workspace)_id$/.test(name)]);
+    }
+    expect(schemaErrors(EventEnvelope, { ...event, color: "red" })).not.toEqual([]);
   });
 
   test("is canonical: it is encoded to the same bytes today, and by the library that knows RFC 8785", () => {

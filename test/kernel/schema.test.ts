@@ -305,11 +305,16 @@ describe("the published schemas", () => {
       for (const [name, each] of Object.entries(schema)) visit(`${at}/${name}`, each);
     };
     for (const [name, schema] of published) visit(name, schema);
-    expect(open).toEqual([]);
+    // What an event holds is the business of its own type's schema.
+    expect(open).toEqual([
+      "answer.events.list.v1/properties/items/items/properties/payload",
+      "envelope.event.v1/properties/payload",
+    ]);
   });
 
   test("there is one for every command, its result, every query, its answer and every event", () => {
     const wanted = [
+      "envelope.event.v1",
       ...[...registry.commands].flatMap(([type, { spec }]) => [
         `command.${type}.v${spec.version}`,
         `result.${type}.v${spec.version}`,

@@ -201,7 +201,7 @@ export function versionsWithoutPath(
 export function nearest(wanted: string, known: Iterable<string>): string[] {
   return [...known]
     .map((name) => ({ name, away: distance(wanted, name) }))
-    .filter(({ name, away }) => away <= Math.max(2, Math.floor(name.length / 3)))
+    .filter(({ name, away }) => away <= (name.length < 10 ? 2 : Math.floor(name.length / 3)))
     .sort((a, b) => a.away - b.away || (a.name < b.name ? -1 : 1))
     .slice(0, 3)
     .map(({ name }) => name);

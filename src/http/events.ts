@@ -7,7 +7,7 @@
  */
 import { type TObject, Type } from "typebox";
 import { type Dispatch, freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
-import { bodyOf, eventPage, filterOf, type PageParams, startOf } from "../kernel/page.ts";
+import { bodyOf, eventPage, filterOf, type PageParams, startOf, unknownTypes } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { object, schemaErrors } from "../kernel/schema.ts";
@@ -74,6 +74,8 @@ export async function getEvents(
     const { after: _after, since: _since, cursor: _cursor, ...rest } = params;
     const after = startOf(hub, last ? { ...rest, cursor: last } : params, "");
     if (isProblem(after)) return refuse(after);
+    const unknown = unknownTypes(hub, params.types, "");
+    if (unknown) return refuse(unknown);
     const leave = admit();
     if (isProblem(leave)) return refuse(leave);
     const feed = hub.open({

@@ -9,7 +9,7 @@ import type { ServerWebSocket } from "bun";
 import { type Static, Type } from "typebox";
 import { type Caller, type Dispatch, freshTrace, invalidSchema, TraceId } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
-import { filterOf } from "../kernel/page.ts";
+import { filterOf, unknownTypes } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { object, schemaErrors } from "../kernel/schema.ts";
 import type { Feed, Frame, Hub } from "../kernel/stream.ts";
@@ -174,6 +174,7 @@ export function connection(
         hint: "open another socket",
       });
     const feed =
+      unknownTypes(hub, filter?.types, "/payload/filter") ??
       hub.checkCursor(after, log_id) ??
       hub.open({
         after,

@@ -6,6 +6,7 @@
  */
 import type { Filter, Line } from "./log.ts";
 import { isProblem, type Problem, problem } from "./problems.ts";
+import { nearest } from "./registry.ts";
 import { DEFAULT_PAGE } from "./schema.ts";
 import { currentBody, type Hub, readPage, resolveTypes } from "./stream.ts";
 
@@ -39,6 +40,24 @@ export function badCursor(at = "/payload"): Problem {
   });
 }
 
+/**
+ * A filter that can let nothing through is a slip of the pen.
+ * @param at the pointer of the parameters
+ * @returns invalid_schema with every type or glob that no known event has, and in the hint those that are nearly it
+ */
+export function unknownTypes(hub: Hub, types: readonly string[] = [], at = "/payload"): Problem | undefined {
+  const events = [...hub.registry.events.keys()];
+  const known = new Set(["*", ...events, ...events.map((type) => type.replace(/\..*/, ".*"))]);
+  const wrong = [...types.entries()].filter(([, type]) => !known.has(type));
+  if (wrong.length === 0) return undefined;
+  const near = [...new Set(wrong.flatMap(([, type]) => nearest(type, known)))].slice(0, 3);
+  const message = "is no known event type";
+  return problem("invalid_schema", "the filter names an event type that is not known", {
+    errors: wrong.map(([index]) => ({ pointer: `${at}/types/${index}`, message })),
+    hint: `${near.length > 0 ? `did you mean ${near.join(", ")}? ` : ""}'mp schema list' shows all`,
+  });
+}
+
 /** The part of the parameters that is a filter. */
 export function filterOf(hub: Hub, params: FilterParams): Filter {
   const { types, streams, workspace_id, project_id, subject_kind } = params;
@@ -63,6 +82,8 @@ export function eventPage(
   params: PageParams,
   at?: string,
 ): { as_of_seq: number; log_id: string; lines: Line[]; next: string | null } | Problem {
+  const unknown = unknownTypes(hub, params.types, at);
+  if (unknown) return unknown;
   const after = startOf(hub, params, at);
   if (isProblem(after)) return after;
   const { head, log_id, reader } = hub;

@@ -211,7 +211,11 @@ describe("filters", () => {
       "project.archived",
     ]);
     expect(await types(`streams=workspace/${workspace_id}&types=*`)).toEqual(["workspace.created"]);
-    expect(await types("types=nothing.happened")).toEqual([]);
+    const found = (await mp.get("/v1/events?types=workspace.opned")).json;
+    expect([found.code, found.hint]).toEqual([
+      "invalid_schema",
+      expect.stringContaining("did you mean workspace.opened"),
+    ]);
   });
 
   test("hidden columns are not shown", async () => {

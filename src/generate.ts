@@ -38,7 +38,7 @@ export async function generate(root: string, check: boolean): Promise<string[]> 
     const text = wanted.get(path);
     const found = (await file.exists()) ? await file.text() : undefined;
     if (found === text) continue;
-    if (found !== undefined && path.startsWith(join("schemas", "event.")))
+    if (found !== undefined && /^schemas.(event|envelope)\./.test(path))
       throw new Error(`${path} is published: make a new version with an upcaster instead`);
     drifted.set(path, text);
   }

@@ -13,7 +13,7 @@ import { type ProjectionCheck, verifyProjections } from "../integrity/projection
 import { type LogCheck, verifyLog } from "../integrity/verify.ts";
 import { openForReading } from "../kernel/database.ts";
 import { LogReader } from "../kernel/log.ts";
-import { type Problem, problem } from "../kernel/problems.ts";
+import type { Problem } from "../kernel/problems.ts";
 import { buildRegistry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
 
@@ -45,15 +45,13 @@ export interface Job {
 /** The folders of scratch databases, beside the database: a rebuilt copy may be too large for a folder in memory. */
 const SCRATCH = "verify-";
 
-const STOPPING = problem("overloaded", "the daemon is stopping");
-
 /** The jobs of a daemon. */
 export class Jobs {
   readonly running = new Set<Job>();
   readonly #now = new Map<JobType, Promise<unknown>>();
   readonly #next = new Map<JobType, Promise<unknown>>();
-  readonly #stops = new Set<() => void>();
-  #closed = false;
+  readonly #stops = new Set<(why: Problem) => void>();
+  #closed: Problem | undefined;
 
   /** @param database path of `kernel.db`; scratch that a killed daemon left beside it is removed */
   constructor(readonly database: string) {
@@ -84,19 +82,19 @@ export class Jobs {
     return next;
   }
 
-  /** End all jobs, also those that wait: their callers hear that the daemon is stopping. */
-  close(): void {
-    this.#closed = true;
-    for (const stop of this.#stops) stop();
+  /** End all jobs, also those that wait: their callers hear why. */
+  close(why: Problem): void {
+    this.#closed = why;
+    for (const stop of this.#stops) stop(why);
   }
 
   async #start<T extends JobType>(type: T): Promise<Results[T] | Problem> {
-    if (this.#closed) return STOPPING;
+    if (this.#closed) return this.#closed;
     const job: Job = { type, done: 0, of: 0 };
     this.running.add(job);
     const worker = new Worker(new URL("./jobs.ts", import.meta.url));
     const { promise, resolve, reject } = Promise.withResolvers<Results[T] | Problem>();
-    const stop = () => resolve(STOPPING);
+    const stop = (why: Problem) => resolve(why);
     this.#stops.add(stop);
     try {
       worker.onerror = (event) => reject(new Error(event.message));

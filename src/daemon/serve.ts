@@ -28,7 +28,7 @@ import { type Paths, prepare } from "./paths.ts";
 import { WriteQueue } from "./queue.ts";
 import { systemAnswers } from "./system.ts";
 
-/** What requests and streams hear from then on. */
+/** What requests, streams and jobs hear once the daemon is stopping. */
 const STOPPING = problem("overloaded", "the daemon is stopping", {
   hint: "try again: the next one takes over",
 });
@@ -208,7 +208,7 @@ async function drain({ routes, hub, queue, jobs, paths, lock, log }: Running): P
   const { server } = routes;
   const closed = server?.stop(false);
   hub.close(STOPPING);
-  jobs.close();
+  jobs.close(STOPPING);
   await queue.flush();
   // What is still open after the answers went out is an idle keep-alive or a reader that does not read.
   await Promise.race([closed, Bun.sleep(250)]);

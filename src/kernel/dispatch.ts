@@ -8,6 +8,7 @@ import { type Static, type TSchema, Type } from "typebox";
 import { type Actor, isRefused } from "./aggregate.ts";
 import type { Outcome, WriteCommand, WriteRequest } from "./execute.ts";
 import { fingerprint } from "./idempotency.ts";
+import { badCursor } from "./page.ts";
 import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
 import { BadCursor, type ReadModels } from "./readmodel.ts";
 import { nearest, type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
@@ -21,8 +22,10 @@ export interface Caller {
   readonly principal: string;
 }
 
+const TRACE_ID = /^(?!0{32})[0-9a-f]{32}$/;
+
 export const TraceId = Type.String({
-  pattern: "^(?!0{32})[0-9a-f]{32}$",
+  pattern: TRACE_ID.source,
   description: "32 hex digits, not all zero",
 });
 
@@ -189,12 +192,7 @@ export function dispatcher(parts: {
       return { kind: "result", result: { as_of_seq, ...answer } };
     } catch (error) {
       if (!(error instanceof BadCursor)) throw error;
-      return refuse(
-        invalidSchema(
-          [{ pointer: "/payload/cursor", message: "must be the 'next' of an earlier page" }],
-          trace_id,
-        ),
-      );
+      return refuse(badCursor());
     }
   }
 
@@ -320,7 +318,7 @@ function unsupported(type: string, current: number, trace_id: string): Problem {
 /** The envelope's own trace id, else the transport's, else a new one (SPEC §2). */
 function traceOf(value: unknown, given: string | undefined): string {
   const own = (value as { trace_id?: unknown } | null | undefined)?.trace_id;
-  if (typeof own === "string" && /^(?!0{32})[0-9a-f]{32}$/.test(own)) return own;
+  if (typeof own === "string" && TRACE_ID.test(own)) return own;
   return given ?? freshTrace();
 }
 

@@ -75,7 +75,8 @@ export class Hub {
   readonly #feeds = new Set<Feed>();
   readonly #turns: (() => void)[] = [];
   #headWaiters: { readonly seq: number; readonly resolve: () => void }[] = [];
-  #closed = false;
+  /** Why nothing is opened any more; undefined while all is well. */
+  #closed: Problem | undefined;
   #converts: boolean;
   readonly #heartbeat: Timer;
 
@@ -178,12 +179,10 @@ export class Hub {
 
   /**
    * Start a feed.
-   * @returns the feed, or at once `cursor_ahead` (SPEC §5, guarantee 6), or `overloaded` when the daemon is stopping
+   * @returns the feed, or at once `cursor_ahead` (SPEC §5, guarantee 6), or why the hub was closed
    */
   open(subscription: Subscription): Feed | Problem {
-    const refusal = this.#closed
-      ? problem("overloaded", "the daemon is stopping", { hint: "reconnect: the next one takes over" })
-      : this.checkCursor(subscription.after);
+    const refusal = this.#closed ?? this.checkCursor(subscription.after);
     if (refusal) return refusal;
     const feed = new Feed(this, subscription, () => this.#feeds.delete(feed));
     this.#feeds.add(feed);
@@ -205,7 +204,7 @@ export class Hub {
 
   /** End every feed and every wait, as the daemon does when it stops. Nothing is read from the log any more. */
   close(why: Problem): void {
-    this.#closed = true;
+    this.#closed = why;
     clearInterval(this.#heartbeat);
     for (const feed of [...this.#feeds]) feed.end(why);
     for (const waiter of this.#headWaiters) waiter.resolve();

@@ -19,7 +19,8 @@ export type FromWriter =
   | { readonly kind: "ready"; readonly log_id: string; readonly projections: readonly ProjectionStatus[] }
   /** The database cannot be served; `message` says why and how to go on. */
   | { readonly kind: "refused"; readonly message: string }
-  | ({ readonly kind: "committed"; readonly id: number } & Committed)
+  /** `id` is null for what the daemon did by itself, such as ending a lease. */
+  | ({ readonly kind: "committed"; readonly id: number | null } & Committed)
   | { readonly kind: "projections"; readonly projections: readonly ProjectionStatus[] }
   | { readonly kind: "bug"; readonly trace_id: string; readonly error: string }
   /** Something an operator should know; the daemon goes on. */

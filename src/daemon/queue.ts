@@ -169,6 +169,7 @@ export class WriteQueue {
           this.events.committed(message.events, [
             ...new Set(message.events.map((event) => event.subject_kind)),
           ]);
+        if (message.id === null) break;
         const batch = this.#underWay.get(message.id)!;
         this.#underWay.delete(message.id);
         this.#noteStorage(message);

@@ -113,6 +113,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   const gate = socketGate(userName(), process.getuid?.() ?? 0);
   const dispatch = dispatcher({
     closed,
+    now: systemClock.now,
     registry,
     submit: (request) => queue.submit(request),
     readModels: new ReadModels(reader.db, registry),

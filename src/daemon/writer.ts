@@ -6,6 +6,7 @@
  * rebuilds in short steps and moves the WAL into the database. It knows no socket and no caller.
  */
 import { type Database, SQLiteError } from "bun:sqlite";
+import { hostname } from "node:os";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
 import { DatabaseRefused, isStorageError, openForWriting } from "../kernel/database.ts";
@@ -20,6 +21,12 @@ import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 const WAL_BYTES = 8 << 20;
 /** A WAL of this size is told, for some reader keeps it from starting over; then one of twice the size, and so on. */
 const WAL_ALARM_BYTES = 256 << 20;
+/** The timer rings at least so often, so that a clock that is set is noticed. */
+const LONGEST_MS = 60_000;
+/** How long the timer waits after the disk refused what it had to write. */
+const REFUSED_MS = 1_000;
+/** A timer that rings later than this was not on time because the machine slept. */
+const ASLEEP_MS = 5_000;
 /** A page with its header, as the WAL holds it. */
 const FRAME_BYTES = 4_096 + 24;
 
@@ -63,7 +70,17 @@ function writerOn(db: Database, start_id: string) {
   });
   const log = new LogWriter(db, log_id);
   const bug = (trace_id: string, error: unknown) => say({ kind: "bug", trace_id, error: text(error) });
-  const executor = new Executor(db, registry, log, reader, projections, systemClock, start_id, bug);
+  const executor = new Executor(
+    db,
+    registry,
+    log,
+    reader,
+    projections,
+    systemClock,
+    start_id,
+    hostname(),
+    bug,
+  );
 
   let rebuilding = false;
   /** One short step, then whatever the front has sent meanwhile, then the next. */
@@ -89,6 +106,31 @@ function writerOn(db: Database, start_id: string) {
     rebuilding = true;
   }
 
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let rings = Number.POSITIVE_INFINITY;
+  /** Set the one timer to when the next lease ends. */
+  function arm(soonest = 0) {
+    const end = executor.nextEnd();
+    const at = end === undefined ? Number.POSITIVE_INFINITY : Math.min(end, systemClock.now() + LONGEST_MS);
+    if (at === rings || (end !== undefined && timer !== undefined && rings <= end)) return;
+    clearTimeout(timer);
+    rings = at;
+    timer =
+      end === undefined ? undefined : setTimeout(guarded, Math.max(soonest, at - systemClock.now()), rang);
+  }
+  function rang() {
+    // Much too late: the machine slept, or this process was stopped, and so nobody could renew.
+    if (systemClock.now() - rings > ASLEEP_MS) executor.grace();
+    timer = undefined;
+    rings = Number.POSITIVE_INFINITY;
+    const committed = executor.expire();
+    if (committed) say({ kind: "committed", id: null, ...committed });
+    // A disk that is full is not asked again at once.
+    arm(committed?.refused === undefined ? 0 : REFUSED_MS);
+  }
+  executor.grace();
+  arm();
+
   return {
     log_id,
     projections,
@@ -97,9 +139,11 @@ function writerOn(db: Database, start_id: string) {
       // Before the answer, so that whoever has it finds the rebuild under way.
       for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
       say({ kind: "committed", id, ...committed });
+      arm();
       tidy();
     },
     close() {
+      clearTimeout(timer);
       // A reader that is about to end is not worth waiting for.
       db.run("PRAGMA busy_timeout = 100");
       // What does not fit into the database now stays in the WAL, as safe as it was.

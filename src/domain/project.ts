@@ -5,8 +5,20 @@
  * the client, which sees the disk, tells. Nothing changes in a closed workspace.
  */
 import { Type } from "typebox";
-import { aggregate, command, event, missing, query, type RowOf, reject, table } from "../kernel/aggregate.ts";
+import {
+  aggregate,
+  born,
+  command,
+  event,
+  missing,
+  query,
+  type RowOf,
+  reject,
+  table,
+  touched,
+} from "../kernel/aggregate.ts";
 import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { shut } from "./scope.ts";
 
 const Status = oneOf("active", "archived");
 
@@ -55,53 +67,50 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
       is: "another project of the workspace has that name",
       hint: "choose another name, or use the project whose id is in the details",
     },
+    "project.archived": {
+      is: "the project is archived, so nothing new can begin in it",
+      hint: "use another project: an archived one stays archived",
+    },
+    "project.other_workspace": {
+      is: "the project is in another workspace",
+      hint: "give the workspace whose id is in the details, or a project of the workspace",
+    },
   },
   scope: (id, { workspace_id }) => ({ workspace_id: workspace_id as string, project_id: id }),
   decide: {
     create(_, { workspace_id, name, repo_path, git_common_dir }, { find }) {
-      const parent = find.one("workspaces", { workspace_id });
-      if (!parent) return missing("workspace", workspace_id);
-      if (parent.status === "closed") return reject("workspace.closed", { workspace_id });
+      const refused = shut(find, { workspace_id });
+      if (refused) return refused;
       const named = find.one("projects", { workspace_id, name_key: foldCase(name) });
       if (named) return reject("project.name_taken", { project_id: named.project_id });
       return [{ type: "created", payload: { name, repo_path, git_common_dir } }];
     },
-    archive(state, { project_id }, { find }) {
-      if (state.status === "archived") return [];
-      const row = find.one("projects", { project_id });
-      if (!row) return missing("project", project_id);
-      const { workspace_id } = row;
-      if (find.one("workspaces", { workspace_id })?.status === "closed")
-        return reject("workspace.closed", { workspace_id });
-      return [{ type: "archived", payload: {} }];
-    },
+    archive: (state, _, { find, scope: { workspace_id } }) =>
+      state.status === "archived" ? [] : (shut(find, { workspace_id }) ?? [{ type: "archived", payload: {} }]),
   },
   evolve: {
     created: () => ({ status: "active" }),
     archived: () => ({ status: "archived" }),
   },
   readModel: {
-    version: 1,
+    version: 2,
     tables: { projects },
     apply: {
-      created: (rows, { subject, workspace_id, payload, timestamp, seq_stream }) =>
+      created: (rows, event) => {
+        const { subject, workspace_id, payload } = event;
         rows.projects.insert({
+          ...born(event),
           project_id: subject.id,
           workspace_id: workspace_id ?? "",
           name: payload.name,
           status: "active",
           repo_path: payload.repo_path ?? null,
           git_common_dir: payload.git_common_dir ?? null,
-          created_at: timestamp,
-          updated_at: timestamp,
-          version: seq_stream,
           name_key: foldCase(payload.name),
-        }),
-      archived: (rows, { subject, timestamp, seq_stream }) =>
-        rows.projects.update(
-          { project_id: subject.id },
-          { status: "archived", updated_at: timestamp, version: seq_stream },
-        ),
+        });
+      },
+      archived: (rows, event) =>
+        rows.projects.update({ project_id: event.subject.id }, { status: "archived", ...touched(event) }),
     },
   },
   queries: {

@@ -5,7 +5,18 @@
  * open workspace, or closing a closed one, is accepted and changes nothing.
  */
 import { Type } from "typebox";
-import { aggregate, command, event, missing, query, type RowOf, reject, table } from "../kernel/aggregate.ts";
+import {
+  aggregate,
+  born,
+  command,
+  event,
+  missing,
+  query,
+  type RowOf,
+  reject,
+  table,
+  touched,
+} from "../kernel/aggregate.ts";
 import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
 
 const Status = oneOf("open", "closed");
@@ -81,30 +92,24 @@ export const workspace = aggregate("workspace", { status: "absent" as "absent" |
     closed: () => ({ status: "closed" }),
   },
   readModel: {
-    version: 1,
+    version: 2,
     tables: { workspaces },
     apply: {
-      created: (rows, { subject, payload, timestamp, seq_stream }) =>
+      created: (rows, event) => {
+        const { subject, payload } = event;
         rows.workspaces.insert({
+          ...born(event),
           workspace_id: subject.id,
           name: payload.name,
           status: "open",
           root_path: payload.root_path ?? null,
-          created_at: timestamp,
-          updated_at: timestamp,
-          version: seq_stream,
           name_key: foldCase(payload.name),
-        }),
-      opened: (rows, { subject, timestamp, seq_stream }) =>
-        rows.workspaces.update(
-          { workspace_id: subject.id },
-          { status: "open", updated_at: timestamp, version: seq_stream },
-        ),
-      closed: (rows, { subject, timestamp, seq_stream }) =>
-        rows.workspaces.update(
-          { workspace_id: subject.id },
-          { status: "closed", updated_at: timestamp, version: seq_stream },
-        ),
+        });
+      },
+      opened: (rows, event) =>
+        rows.workspaces.update({ workspace_id: event.subject.id }, { status: "open", ...touched(event) }),
+      closed: (rows, event) =>
+        rows.workspaces.update({ workspace_id: event.subject.id }, { status: "closed", ...touched(event) }),
     },
   },
   queries: {

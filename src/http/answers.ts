@@ -4,7 +4,8 @@
  * The routes are typed with what a client will parse, while Elysia gets a finished `Response`, which it passes on
  * untouched: receipts and events go out as the bytes they already are.
  */
-import { type Answer, freshTrace } from "../kernel/dispatch.ts";
+import { freshTrace } from "../kernel/clock.ts";
+import type { Answer } from "../kernel/dispatch.ts";
 import type { Problem } from "../kernel/problems.ts";
 
 const JSON_HEADERS = { "content-type": "application/json", "cache-control": "no-store" };

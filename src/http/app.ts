@@ -8,7 +8,8 @@
 import { Elysia } from "elysia";
 import { Type } from "typebox";
 import type { AnyEnvelope, BatchAnswer, Receipt } from "../client/types.ts";
-import { type Answer, type Dispatch, freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
+import { freshTrace } from "../kernel/clock.ts";
+import { type Answer, type Dispatch, fromText, invalidSchema } from "../kernel/dispatch.ts";
 import { bodyOf } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";

@@ -6,7 +6,8 @@
  * holds its response header back until there is one: who wants to know earlier asks for `frames=true`.
  */
 import { type TObject, Type } from "typebox";
-import { type Dispatch, freshTrace, fromText, invalidSchema } from "../kernel/dispatch.ts";
+import { freshTrace } from "../kernel/clock.ts";
+import { type Dispatch, fromText, invalidSchema } from "../kernel/dispatch.ts";
 import { bodyOf, eventPage, filterOf, type PageParams, startOf, unknownTypes } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";

@@ -3,7 +3,8 @@
  *
  * Always holds: no route sees a body that `parseStrict` has not passed, and none a caller that no credential names.
  */
-import { type Caller, freshTrace } from "../kernel/dispatch.ts";
+import { freshTrace } from "../kernel/clock.ts";
+import type { Caller } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 

@@ -7,7 +7,8 @@
  */
 import type { ServerWebSocket } from "bun";
 import { type Static, Type } from "typebox";
-import { type Caller, type Dispatch, freshTrace, invalidSchema, TraceId } from "../kernel/dispatch.ts";
+import { freshTrace } from "../kernel/clock.ts";
+import { type Caller, type Dispatch, invalidSchema, TraceId } from "../kernel/dispatch.ts";
 import { parseStrict } from "../kernel/json.ts";
 import { filterOf, unknownTypes } from "../kernel/page.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";

@@ -6,7 +6,7 @@
  * never reads a clock, never writes; `evolve` and `apply` see nothing but the event, so replay needs no clock
  * and no luck. Route, CLI verb, Eden type, JSON Schema and docs derive from here.
  */
-import type { Static, TObject, TProperties, TSchema } from "typebox";
+import { type Static, type TObject, type TProperties, type TSchema, Type } from "typebox";
 import { object } from "./schema.ts";
 
 export interface Actor {
@@ -44,6 +44,26 @@ export interface Scope {
   readonly project_id?: string | undefined;
 }
 
+/** The time so many milliseconds after another, both RFC 3339: domain files reckon with time, they never ask for it. */
+export function later(at: string, ms: number): string {
+  return new Date(Date.parse(at) + ms).toISOString();
+}
+
+/** How many milliseconds there are from one time to another, both RFC 3339; negative when `to` is earlier. */
+export function between(from: string, to: string): number {
+  return Date.parse(to) - Date.parse(from);
+}
+
+/** What the row of a subject gets from its first event. */
+export function born({ timestamp, seq_stream }: Event) {
+  return { created_at: timestamp, updated_at: timestamp, version: seq_stream };
+}
+
+/** What the row of a subject gets from each later event. */
+export function touched({ timestamp, seq_stream }: Event) {
+  return { updated_at: timestamp, version: seq_stream };
+}
+
 /** An old version of a payload and the pure, total step to the next version (SPEC §13). */
 export interface Older {
   readonly payload: TSchema;
@@ -58,6 +78,10 @@ export interface CommandSpec<P extends TProperties = TProperties, R extends TSch
   readonly older: OlderVersions;
   /** True for commands that make their subject; the daemon chooses its id. */
   readonly creates: boolean;
+  /** True for commands that only put off the end of the subject's lease: no event, no trace in the log (SPEC §8). */
+  readonly renews: boolean;
+  /** True for commands that only the daemon itself gives, or another decision: nobody can send them. */
+  readonly internal: boolean;
   /** Schema of the receipt's `result`. */
   readonly result: R;
 }
@@ -66,20 +90,32 @@ export interface CommandSpec<P extends TProperties = TProperties, R extends TSch
  * Declare a command.
  * @param fields its payload, current version
  * @param doc one sentence for help and docs
- * @param more `creates`: it makes its subject; `result`: what the receipt's `result` holds; `version` and `older` once
- *   the payload has changed
+ * @param more `creates`: it makes its subject; `renews`: it only renews its lease; `internal`: the daemon's own; `result`:
+ *   what the receipt's `result` holds; `rule`: what no single field can say; `version` and `older` once the payload has changed
  */
 export function command<P extends TProperties, R extends TSchema = TObject<Record<never, never>>>(
   fields: P,
   doc: string,
-  more: { creates?: boolean; result?: R; version?: number; older?: OlderVersions } = {},
+  more: {
+    creates?: boolean;
+    renews?: boolean;
+    internal?: boolean;
+    result?: R;
+    rule?: { readonly holds: (payload: Static<TObject<P>>) => boolean; readonly message: string };
+    version?: number;
+    older?: OlderVersions;
+  } = {},
 ): CommandSpec<P, R> {
+  const { rule } = more;
+  const payload = object(fields);
   return {
     doc,
     version: more.version ?? 1,
-    payload: object(fields),
+    payload: rule ? Type.Refine(payload, rule.holds, () => rule.message) : payload,
     older: more.older ?? {},
     creates: more.creates ?? false,
+    renews: more.renews ?? false,
+    internal: more.internal ?? false,
     result: more.result ?? (object({}) as TSchema as R),
   };
 }
@@ -141,32 +177,66 @@ export function table<P extends TProperties>(
  * The rows of every read model, by table name. Each domain file adds its own by declaration merging, so that
  * `find` and `read` are typed without one domain file importing another.
  */
-// biome-ignore lint/suspicious/noEmptyInterface: it is filled by declaration merging
-export interface Tables {}
+export interface Tables {
+  /** Until when a stream's lease lasts (SPEC §8): liveness, in no read model and never replayed. */
+  leases: {
+    readonly stream: string;
+    readonly epoch: number;
+    readonly ttl_ms: number;
+    readonly expires_at: number;
+  };
+  /** Which artifacts' bytes are in the store on this machine: not state either. */
+  blobs: { readonly digest: string; readonly size: number; readonly stored_at: number };
+}
 
 export type RowOf<T extends TableSpec> = Static<T["row"]>;
 type TableName = keyof Tables & string;
-type Where<R> = { readonly [K in keyof R]?: R[K] | undefined };
+
+/** A part of a column's values; members that are absent do not bound it. */
+export interface Range<V> {
+  readonly above?: V;
+  readonly from?: V;
+  readonly below?: V;
+  readonly upTo?: V;
+  readonly oneOf?: readonly V[];
+}
+type Where<R> = { readonly [K in keyof R]?: R[K] | Range<NonNullable<R[K]>> | undefined };
+
+/** Which rows come first, and how many at most. Key order, all of them, when absent. */
+export interface Order<R> {
+  readonly by?: readonly (keyof R & string)[];
+  readonly descending?: boolean;
+  readonly limit?: number;
+}
 
 /** Read models as `decide` sees them: inside the writer's own transaction, so on the truth. */
 export interface Find {
   one<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T] | undefined;
-  all<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T][];
+  all<T extends TableName>(table: T, where: Where<Tables[T]>, order?: Order<Tables[T]>): Tables[T][];
 }
 
-/** Read models as a query sees them: one consistent snapshot, hidden columns left out. */
+/** Read models as a query sees them: one consistent snapshot, hidden columns left out, `undefined` filters nothing. */
 export interface Read {
   one<T extends TableName>(table: T, where: Where<Tables[T]>): Tables[T] | undefined;
-  /** A page in key order; `where` members that are undefined do not filter. */
+  all<T extends TableName>(table: T, where: Where<Tables[T]>, order?: Order<Tables[T]>): Tables[T][];
+  /**
+   * A page.
+   * @param by its order, ending in columns that tell every row from every other; the table's key when absent
+   */
   page<T extends TableName>(
     table: T,
     where: Where<Tables[T]>,
     params: { readonly limit?: number | undefined; readonly cursor?: string | undefined },
+    by?: readonly (keyof Tables[T] & string)[],
   ): { items: Tables[T][]; next: string | null };
+  /** What only SQL says well, such as a join or a tree. Hidden columns are there. Values only through parameters. */
+  sql<R>(text: string, ...values: (string | number | null)[]): R[];
 }
 
-/** A table as its own projection writes it. */
+/** A table as its own projection writes it. It may look at its own rows: they follow from the events before. */
 export interface Rows<R> {
+  one(where: Where<R>): R | undefined;
+  all(where: Where<R>, order?: Order<R>): R[];
   insert(row: R): void;
   /** Change the rows that match; naming a column that does not exist is a bug and throws. */
   update(where: Where<R>, change: Where<R>): void;
@@ -184,7 +254,7 @@ export interface QuerySpec<P extends TProperties = TProperties, A extends TSchem
 /** A query that reads an aggregate's read model. The kernel's own queries are answered by the daemon instead. */
 export interface ReadQuery<P extends TProperties = TProperties, A extends TSchema = TSchema>
   extends QuerySpec<P, A> {
-  run(read: Read, params: never): object | Refused;
+  run(read: Read, params: never, at: string): object | Refused;
 }
 
 /**
@@ -192,13 +262,18 @@ export interface ReadQuery<P extends TProperties = TProperties, A extends TSchem
  * @param params what it takes; `limit`, `cursor` and `min_seq` are added by the kernel
  * @param answer schema of the whole answer, with `as_of_seq`
  * @param doc one sentence
- * @param run reads and answers, without `as_of_seq`; a `Refused` where there is no such thing
+ * @param run reads and answers, without `as_of_seq`; a `Refused` where there is no such thing. Its last parameter is the
+ *   time of the question, RFC 3339, for what depends on it (overdue, not before)
  */
 export function query<P extends TProperties, A extends TSchema>(
   params: P,
   answer: A,
   doc: string,
-  run: (read: Read, params: Static<TObject<P>> & { limit?: number; cursor?: string }) => object | Refused,
+  run: (
+    read: Read,
+    params: Static<TObject<P>> & { limit?: number; cursor?: string },
+    at: string,
+  ) => object | Refused,
 ): ReadQuery<P, A> {
   return { doc, version: 1, params: object(params), answer, run: run as ReadQuery["run"] };
 }
@@ -243,8 +318,24 @@ export type Made<E extends Events> = {
   [K in keyof E & string]: { readonly type: K; readonly payload: Sparse<Static<E[K]["payload"]>> };
 }[keyof E & string];
 
-/** Events, or events with a `result` for the receipt, or a refusal. No events: accepted, nothing changes. */
-export type Decision<M> = readonly M[] | { readonly events: readonly M[]; readonly result: object } | Refused;
+/**
+ * The internal commands that one aggregate's decision may ask of another, by type, with their payloads. The domain file that
+ * decides such a command adds it here by declaration merging, so that calls are typed without one file importing another.
+ */
+// biome-ignore lint/suspicious/noEmptyInterface: it is filled by declaration merging
+export interface Calls {}
+
+/** A command to another stream that belongs to this decision: all of them are accepted, or nothing happens. */
+export type Call = { [T in keyof Calls]: { readonly type: T; readonly payload: Calls[T] } }[keyof Calls];
+
+/**
+ * Events; or events with a `result` for the receipt and with calls to `also` carry out; or a refusal. No events: accepted,
+ * nothing changes.
+ */
+export type Decision<M> =
+  | readonly M[]
+  | { readonly events: readonly M[]; readonly result?: object; readonly also?: readonly Call[] }
+  | Refused;
 
 export interface Context {
   readonly find: Find;
@@ -252,6 +343,24 @@ export interface Context {
   readonly id: string;
   /** The command's time, RFC 3339: an input like any other, the same for all events of the command. */
   readonly at: string;
+  /** The scope of the subject's stream. Empty for a creating command. */
+  readonly scope: Scope;
+  /** The position of the log before the command. */
+  readonly head: number;
+  /** The name of the machine that the daemon runs on. */
+  readonly host: string;
+  /** A fresh id for something inside the subject: an input as well, for `decide` makes nothing up. */
+  readonly newId: () => string;
+}
+
+/** A right that ends by itself unless it is renewed (SPEC §8). A stream has at most one at a time. */
+export interface Lease {
+  /** The fencing token: whoever holds the lease knows it. */
+  readonly epoch: number;
+  /** How long it lasts from its event or its last renewal, in milliseconds. */
+  readonly ttl_ms: number;
+  /** False for what is no holder's liveness: a daemon's restart does not put it off. */
+  readonly grace?: boolean;
 }
 
 export interface Aggregate<
@@ -270,6 +379,15 @@ export interface Aggregate<
   readonly reasons: Readonly<Record<string, Reason>>;
   /** The scope of a new stream, from the command that creates it. */
   readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
+  /** The lease that a state has, and the internal command `{<kind>_id, epoch}` that the daemon gives when it has run out. */
+  readonly lease?: { readonly of: (state: S) => Lease | undefined; readonly expire: keyof C & string };
+  /** For commands that may name their subject by what it must be: how it is chosen. */
+  readonly choose?: {
+    readonly [N in keyof C & string]?: (
+      payload: Static<C[N]["payload"]>,
+      context: Pick<Context, "find" | "at">,
+    ) => string | Refused;
+  };
   readonly decide: {
     readonly [N in keyof C & string]: (
       state: S,
@@ -300,6 +418,10 @@ export interface AnyAggregate {
   readonly events: Events;
   readonly reasons: Readonly<Record<string, Reason>>;
   readonly scope: (id: string, payload: Record<string, unknown>, find: Find) => Scope;
+  readonly lease?: { readonly of: (state: never) => Lease | undefined; readonly expire: string };
+  readonly choose?: Readonly<
+    Record<string, (payload: never, context: Pick<Context, "find" | "at">) => string | Refused>
+  >;
   readonly decide: Readonly<
     Record<
       string,

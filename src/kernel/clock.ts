@@ -35,3 +35,8 @@ export function growingIds(after: string | undefined): (now: number) => string {
   const floor = after === undefined ? 0 : timeOfId(after) + 1;
   return (now) => generator.generateOrResetWithTs(Math.max(now, floor)).toString();
 }
+
+/** A new trace id: 32 hexadecimal digits. */
+export function freshTrace(): string {
+  return crypto.randomUUID().replaceAll("-", "");
+}

@@ -10,6 +10,7 @@ import { Database, SQLiteError } from "bun:sqlite";
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import log from "../../migrations/0001_log.sql" with { type: "text" };
+import leases from "../../migrations/0002_leases.sql" with { type: "text" };
 
 /** The oldest SQLite whose WAL is known to be sound (SPEC §11). */
 const OLDEST_SQLITE = "3.51.3";
@@ -18,7 +19,7 @@ const OLDEST_SQLITE = "3.51.3";
 const WAL_KEPT_BYTES = 32 << 20;
 
 /** Numbered from 1, in order, never changed once released. */
-export const migrations: readonly string[] = [log];
+export const migrations: readonly string[] = [log, leases];
 
 /** A database that cannot be served: the message says what is wrong and how to go on. */
 export class DatabaseRefused extends Error {}

@@ -6,7 +6,8 @@
  */
 import { type Static, type TSchema, Type } from "typebox";
 import { type Actor, isRefused } from "./aggregate.ts";
-import type { Outcome, WriteCommand, WriteRequest } from "./execute.ts";
+import { freshTrace, wireTime } from "./clock.ts";
+import { type Outcome, refusal, type WriteCommand, type WriteRequest } from "./execute.ts";
 import { fingerprint } from "./idempotency.ts";
 import { badCursor } from "./page.ts";
 import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
@@ -89,6 +90,8 @@ export function dispatcher(parts: {
   readModels: ReadModels;
   hub: Hub;
   systemQueries: Readonly<Record<string, SystemQuery>>;
+  /** Milliseconds since the epoch: what queries take for the present. */
+  now(): number;
   /** A problem when nothing is taken any more, because the daemon is stopping. */
   closed(): Problem | undefined;
 }): Dispatch {
@@ -165,8 +168,8 @@ export function dispatcher(parts: {
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
     const { min_seq, ...own } = params;
     if (typeof min_seq === "number") {
-      const refusal = await ready(min_seq);
-      if (refusal) return refuse(refusal);
+      const notYet = await ready(min_seq);
+      if (notYet) return refuse(notYet);
     }
     if (!entry.reads) {
       const result = await parts.systemQueries[entry.type]!(own as never);
@@ -174,7 +177,9 @@ export function dispatcher(parts: {
     }
     const { kind, run } = entry.reads;
     try {
-      const { as_of_seq, answer } = parts.readModels.snapshot(kind, (read) => run(read, own as never));
+      const { as_of_seq, answer } = parts.readModels.snapshot(kind, (read) =>
+        run(read, own as never, wireTime(parts.now())),
+      );
       // The log is there but the read model is not: its projection has stopped (SPEC §6), and waiting does not help.
       if (typeof min_seq === "number" && as_of_seq < min_seq)
         return refuse(
@@ -183,12 +188,7 @@ export function dispatcher(parts: {
             hint: "see 'mp projection list'; once the cause is mended: mp projection rebuild",
           }),
         );
-      if (isRefused(answer))
-        return refuse(
-          problem("not_found", `there is no such ${String(answer.details.kind)}`, {
-            details: answer.details,
-          }),
-        );
+      if (isRefused(answer)) return refuse(refusal(registry, answer));
       return { kind: "result", result: { as_of_seq, ...answer } };
     } catch (error) {
       if (!(error instanceof BadCursor)) throw error;
@@ -320,11 +320,6 @@ function traceOf(value: unknown, given: string | undefined): string {
   const own = (value as { trace_id?: unknown } | null | undefined)?.trace_id;
   if (typeof own === "string" && TRACE_ID.test(own)) return own;
   return given ?? freshTrace();
-}
-
-/** A new trace id: 32 hexadecimal digits. */
-export function freshTrace(): string {
-  return crypto.randomUUID().replaceAll("-", "");
 }
 
 /**

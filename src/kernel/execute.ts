@@ -1,17 +1,27 @@
 /**
  * THE main path: one command → a receipt or a problem (SPEC §2, §3, §7), on the writer's connection.
  *
- *   dedupe ─▶ load ─▶ expected_version ─▶ decide ─▶ encode ─▶ append ─▶ project ─▶ receipt and key
+ *   dedupe ─▶ load ─▶ expected_version ─▶ decide ─▶ encode ─▶ append ─▶ project ─▶ leases ─▶ receipt and key
  *
  * Always holds: everything a command writes is in the transaction of its batch; a refusal writes nothing and uses up no
  * key; an exception is a bug: the batch is rolled back and its commands run one by one, so that only the guilty one
- * answers `internal`. Requests come here parsed, validated and in their current version (dispatch.ts).
+ * answers `internal`. What a decision asks of other streams is decided before anything is written: all of it is
+ * accepted, or the command is refused. Requests come here parsed, validated and in their current version (dispatch.ts).
  */
 import { type Database, SQLiteError } from "bun:sqlite";
-import { type Actor, type Context, type Event, isRefused, type Refused, type Scope } from "./aggregate.ts";
-import { type Clock, wireTime } from "./clock.ts";
+import {
+  type Actor,
+  type AnyAggregate,
+  type Context,
+  type Event,
+  isRefused,
+  type Refused,
+  type Scope,
+} from "./aggregate.ts";
+import { type Clock, freshTrace, wireTime } from "./clock.ts";
 import { isStorageError } from "./database.ts";
-import { CommandKeys, type KeyRow } from "./idempotency.ts";
+import { CommandKeys, fingerprint, type KeyRow } from "./idempotency.ts";
+import { Leases } from "./leases.ts";
 import { type Encoded, encode, type LogReader, type LogWriter, MAX_EVENT_BYTES, type Stored } from "./log.ts";
 import { type Problem, problem } from "./problems.ts";
 import { ProjectionStopped, type Projections } from "./projection.ts";
@@ -69,11 +79,31 @@ interface Loaded {
   readonly scope: Scope;
 }
 
+/** A command that is being decided: what it was given, and what it has come to so far. */
+interface Asked {
+  readonly command: WriteCommand;
+  readonly now: number;
+  readonly at: string;
+  readonly command_id: string;
+  /** The streams that change. */
+  readonly streams: Map<
+    string,
+    { readonly aggregate: AnyAggregate; readonly before: Loaded; readonly after: Loaded }
+  >;
+  readonly events: Encoded[];
+}
+
+/** Leases that are ended in one transaction. */
+const MAX_EXPIRED = 256;
+/** A lease that cannot be ended is looked at again after so many milliseconds. */
+const POSTPONED_MS = 5_000;
+
 /** Streams kept folded in memory: this many that were touched last, and up to as many before them. */
 const MAX_LOADED = 5_000;
 
 export class Executor {
   readonly #keys: CommandKeys;
+  readonly #leases: Leases;
   #loaded = new Map<string, Loaded>();
   #loadedBefore = new Map<string, Loaded>();
   #events: Stored[] = [];
@@ -90,10 +120,13 @@ export class Executor {
     readonly clock: Clock,
     /** What the daemon is called in receipts of its own commands. */
     readonly start_id: string,
+    /** The name of this machine. */
+    readonly host: string,
     /** Told of every bug, once. */
     readonly onBug: (trace_id: string, error: unknown) => void,
   ) {
     this.#keys = new CommandKeys(db);
+    this.#leases = new Leases(db);
   }
 
   /**
@@ -209,7 +242,7 @@ export class Executor {
   }
 
   #execute(command: WriteCommand): Outcome {
-    const entry = this.registry.commands.get(command.type)!;
+    const entry = this.registry.commands.get(command.type) ?? this.registry.internal.get(command.type)!;
     const refuse = (
       code: Parameters<typeof problem>[0],
       detail: string,
@@ -220,96 +253,201 @@ export class Executor {
 
     const known = this.#keys.find(command.principal, command.idempotency_key);
     if (known?.fingerprint === command.fingerprint) return { receipt: this.#again(known), replayed: true };
-    if (known) return refuse("idempotency_key_reused", "another command was carried out under this key");
+    const renewed = known ? undefined : this.#leases.renewed(command.principal, command.idempotency_key);
+    if (renewed?.fingerprint === command.fingerprint) return { receipt: renewed.receipt, replayed: true };
+    if (known ?? renewed)
+      return refuse("idempotency_key_reused", "another command was carried out under this key");
     if (command.parent_event_id !== undefined && !this.reader.byId(command.parent_event_id))
       return refuse("not_found", "there is no event with the parent_event_id", {
         details: { kind: "event", id: command.parent_event_id },
       });
     if (!entry.aggregate) return this.#system(entry, command, refuse);
 
-    const { aggregate } = entry;
-    const { kind } = aggregate;
-    const id = entry.spec.creates ? this.clock.id() : (command.payload[`${kind}_id`] as string);
-    const stream = `${kind}/${id}`;
-    this.projections.needs(kind);
-    const loaded = this.#load(entry, stream);
-    if (loaded.version === 0 && !entry.spec.creates)
-      return refuse("not_found", `there is no such ${kind}`, { details: { kind, id } });
-    if (command.expected_version !== undefined && command.expected_version !== loaded.version) {
-      const { expected_version: expected } = command;
-      return refuse(
-        "expected_version_mismatch",
-        `${stream} is at version ${loaded.version}, not ${expected}`,
-        {
-          details: { stream, expected, actual: loaded.version },
-          hint: entry.spec.creates
-            ? "a command that creates always expects version 0: leave expected_version out, or send 0"
-            : `read the ${kind} again and decide on its version ${loaded.version}`,
-        },
-      );
-    }
-
     const now = this.clock.now();
-    const at = wireTime(now);
-    const context: Context = { find: this.projections.find, id, at };
-    const decision = aggregate.decide[entry.name]!(loaded.state as never, command.payload as never, context);
-    if (isRefused(decision)) return { problem: this.#refusal(decision, command) };
-    const { events, result } = "events" in decision ? decision : { events: decision, result: {} };
-
-    const scope = loaded.version === 0 ? aggregate.scope(id, command.payload, context.find) : loaded.scope;
-    const command_id = this.clock.id();
-    const causality: Event["causality"] = {
-      command_id,
-      idempotency_key: command.idempotency_key,
-      ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
+    const asked: Asked = {
+      command,
+      now,
+      at: wireTime(now),
+      command_id: this.clock.id(),
+      streams: new Map(),
+      events: [],
     };
-    const subject = { id, kind };
-    const encoded: Encoded[] = [];
-    let { state, version } = loaded;
-    let { head } = this.log;
-    for (const made of events) {
-      version += 1;
-      const payload = given(made.payload);
-      const spec = aggregate.events[made.type]!;
-      // What is appended can never be mended: a decision that breaks its own schema is a bug, found before it is stored.
-      if (!matches(spec.payload, payload)) throw new Error(`${kind}.${made.type} breaks its own schema`);
-      const next = encode({
-        actor: command.actor,
-        causality,
-        event_id: this.log.nextId(now),
-        event_type: `${kind}.${made.type}`,
-        payload,
-        prev_hash: head.leaf,
-        ...scope,
-        schema_version: spec.version,
-        seq_global: head.seq_global + 1,
-        seq_stream: version,
-        stream,
-        subject,
-        timestamp: at,
-        trace_id: command.trace_id,
+    const { kind } = entry.aggregate;
+    const id = this.#subject(entry, command.payload, asked);
+    if (isRefused(id)) return { problem: this.#refusal(id, command) };
+    const stream = `${kind}/${id}`;
+    const { version: actual } = this.#load(entry, stream);
+    if (actual === 0 && !entry.spec.creates)
+      return refuse("not_found", `there is no such ${kind}`, { details: { kind, id } });
+    const { expected_version: expected } = command;
+    if (expected !== undefined && expected !== actual)
+      return refuse("expected_version_mismatch", `${stream} is at version ${actual}, not ${expected}`, {
+        details: { stream, expected, actual },
+        hint: entry.spec.creates
+          ? "a command that creates always expects version 0: leave expected_version out, or send 0"
+          : `read the ${kind} again and decide on its version ${actual}`,
       });
-      if (next.size > MAX_EVENT_BYTES)
-        return refuse(
-          "payload_too_large",
-          `the event would have ${next.size} bytes, at most ${MAX_EVENT_BYTES} fit`,
-        );
-      encoded.push(next);
-      head = { seq_global: next.event.seq_global, leaf: next.leaf };
-      state = aggregate.evolve[made.type]!(state as never, payload as never);
-    }
 
-    for (const stored of this.log.append(encoded)) this.#events.push(stored);
-    for (const { event } of encoded) this.projections.apply(event);
-    this.#remember(stream, { state, version, scope });
+    const decided = this.#decide(entry, id, command.payload, asked);
+    if (isRefused(decided)) return { problem: this.#refusal(decided, command) };
+    const tooLarge = asked.events.find((each) => each.size > MAX_EVENT_BYTES);
+    if (tooLarge)
+      return refuse(
+        "payload_too_large",
+        `the event would have ${tooLarge.size} bytes, at most ${MAX_EVENT_BYTES} fit`,
+      );
+
+    for (const stored of this.log.append(asked.events)) this.#events.push(stored);
+    for (const { event } of asked.events) this.projections.apply(event);
+    for (const [each, { aggregate, before, after }] of asked.streams) {
+      this.#remember(each, after);
+      const { lease } = aggregate;
+      if (lease)
+        this.#leases.changed(each, lease.of(before.state as never), lease.of(after.state as never), now);
+    }
     return this.#receipt(command, {
-      command_id,
+      command_id: asked.command_id,
       kind,
       id,
-      version,
-      result,
-      events: encoded.map((each) => each.event),
+      version: asked.streams.get(stream)?.after.version ?? actual,
+      result: decided.result,
+      events: asked.events.map((each) => each.event),
+      ...(entry.spec.renews && { renews: { stream, now } }),
     });
+  }
+
+  /** The id of a command's subject: a fresh one, the one it names, or the one it chooses. */
+  #subject(entry: CommandEntry, payload: Record<string, unknown>, { at }: Asked): string | Refused {
+    const { aggregate, spec, name } = entry;
+    if (spec.creates) return this.clock.id();
+    const named = payload[`${aggregate!.kind}_id`] as string | undefined;
+    return named ?? aggregate!.choose![name]!(payload as never, { find: this.projections.find, at });
+  }
+
+  /**
+   * Decide one command and whatever it asks of other streams. Writes nothing but into `asked`.
+   * @returns the result for the receipt, or why not
+   */
+  #decide(
+    entry: CommandEntry,
+    id: string,
+    payload: Record<string, unknown>,
+    asked: Asked,
+  ): { readonly result: object } | Refused {
+    const { name } = entry;
+    const aggregate = entry.aggregate!;
+    const { kind } = aggregate;
+    const stream = `${kind}/${id}`;
+    this.projections.needs(kind);
+    const loaded = asked.streams.get(stream)?.after ?? this.#load(entry, stream);
+    const context: Context = {
+      find: this.projections.find,
+      id,
+      at: asked.at,
+      scope: loaded.scope,
+      head: this.log.head.seq_global,
+      host: this.host,
+      newId: this.clock.id,
+    };
+    const decision = aggregate.decide[name]!(loaded.state as never, payload as never, context);
+    if (isRefused(decision)) return decision;
+    const { events, result = {}, also = [] } = "events" in decision ? decision : { events: decision };
+    const scope = loaded.version === 0 ? aggregate.scope(id, payload, context.find) : loaded.scope;
+    let { state, version } = loaded;
+    for (const made of events) {
+      version += 1;
+      asked.events.push(this.#encode(aggregate, made, { id, stream, version, scope }, asked));
+      state = aggregate.evolve[made.type]!(state as never, given(made.payload) as never);
+    }
+    if (events.length > 0) {
+      const before = asked.streams.get(stream)?.before ?? loaded;
+      asked.streams.set(stream, { aggregate, before, after: { state, version, scope } });
+    }
+    for (const call of also as readonly { type: string; payload: Record<string, unknown> }[]) {
+      const called = this.registry.internal.get(call.type) ?? this.registry.commands.get(call.type)!;
+      const subject = this.#subject(called, call.payload, asked);
+      if (isRefused(subject)) return subject;
+      const decided = this.#decide(called, subject, call.payload, asked);
+      if (isRefused(decided)) return decided;
+    }
+    return { result };
+  }
+
+  #encode(
+    aggregate: AnyAggregate,
+    made: { readonly type: string; readonly payload: object },
+    to: { readonly id: string; readonly stream: string; readonly version: number; readonly scope: Scope },
+    { command, now, at, command_id, events }: Asked,
+  ): Encoded {
+    const { kind } = aggregate;
+    const { id, stream, version, scope } = to;
+    const payload = given(made.payload);
+    const spec = aggregate.events[made.type]!;
+    // What is appended can never be mended: a decision that breaks its own schema is a bug, found before it is stored.
+    if (!matches(spec.payload, payload)) throw new Error(`${kind}.${made.type} breaks its own schema`);
+    const last = events.at(-1);
+    const { head } = this.log;
+    return encode({
+      actor: command.actor,
+      causality: {
+        command_id,
+        idempotency_key: command.idempotency_key,
+        ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
+      },
+      event_id: this.log.nextId(now),
+      event_type: `${kind}.${made.type}`,
+      payload,
+      prev_hash: last?.leaf ?? head.leaf,
+      ...scope,
+      schema_version: spec.version,
+      seq_global: (last?.event.seq_global ?? head.seq_global) + 1,
+      seq_stream: version,
+      stream,
+      subject: { id, kind },
+      timestamp: at,
+      trace_id: command.trace_id,
+    });
+  }
+
+  /**
+   * Turn leases that have run out into events, each by the command that its aggregate names.
+   * @returns what was committed; undefined when no lease has run out
+   * @throws OutcomeUnknown as `run` does
+   */
+  expire(): Committed | undefined {
+    const due = this.#leases.due(this.clock.now(), MAX_EXPIRED);
+    if (due.length === 0) return undefined;
+    const requests = due.map(({ stream, epoch }): WriteRequest => {
+      const [kind, id] = stream.split("/") as [string, string];
+      const { lease } = this.registry.aggregates.find((each) => each.kind === kind)!;
+      return {
+        commands: [
+          daemonCommand(
+            `${kind}.${lease!.expire}`,
+            { [`${kind}_id`]: id, epoch },
+            `expire ${stream} ${epoch}`,
+          ),
+        ],
+        atomic: false,
+      };
+    });
+    const committed = this.run(requests);
+    // Whatever still stands could not be ended: a projection has stopped, or the disk is full.
+    if (committed.refused === undefined)
+      for (const [index, { stream }] of due.entries())
+        if ("problem" in committed.outcomes[index]![0]!)
+          this.#leases.postpone(stream, this.clock.now() + POSTPONED_MS);
+    return committed;
+  }
+
+  /** When the next lease ends, in milliseconds since the epoch; undefined when there is none. */
+  nextEnd(): number | undefined {
+    return this.#leases.next();
+  }
+
+  /** Give every holder of a lease one whole ttl from now: nobody could renew until now. */
+  grace(): void {
+    this.#leases.grace(this.clock.now());
   }
 
   /** The kernel's own commands: they change no stream, and act once the commit has made them true. */
@@ -351,11 +489,27 @@ export class Executor {
       version: number;
       result: object;
       events: readonly Event[];
+      /** It only renewed the lease of this stream. */
+      renews?: { readonly stream: string; readonly now: number };
     },
   ): Outcome {
     const { command_id, version, result, events } = done;
     const subject = { kind: done.kind, id: done.id };
     const { seq_global } = this.log.head;
+    const receipt = receiptText({
+      command_id,
+      type: command.type,
+      subject,
+      version,
+      seq_global,
+      events,
+      result,
+    });
+    if (done.renews) {
+      const { principal, idempotency_key: key, fingerprint } = command;
+      this.#leases.renew(done.renews.stream, done.renews.now, { principal, key, fingerprint, receipt });
+      return { receipt, replayed: false };
+    }
     const last = events.at(-1);
     const plain =
       last?.seq_stream === version && last.subject.id === subject.id && Object.keys(result).length === 0;
@@ -366,10 +520,7 @@ export class Executor {
       events: events.length,
       rest: plain ? null : JSON.stringify({ command_id, subject, version, result }),
     });
-    return {
-      receipt: receiptText({ command_id, type: command.type, subject, version, seq_global, events, result }),
-      replayed: false,
-    };
+    return { receipt, replayed: false };
   }
 
   /** The first receipt again, from the events of its command. */
@@ -390,14 +541,8 @@ export class Executor {
     return receiptText({ command_id, type, subject, version, seq_global, events, result });
   }
 
-  #refusal(refused: Refused, command: WriteCommand): Problem {
-    const { trace_id } = command;
-    const details = refused.details;
-    if (refused.refused === "not_found")
-      return problem("not_found", `there is no such ${String(details.kind)}`, { details, trace_id });
-    const reason = refused.reason!;
-    const { is, hint } = this.registry.reasons.get(reason)!;
-    return problem("conflict", is, { reason, details, trace_id, hint });
+  #refusal(refused: Refused, { trace_id }: WriteCommand): Problem {
+    return { ...refusal(this.registry, refused), trace_id };
   }
 
   #load(entry: CommandEntry, stream: string): Loaded {
@@ -414,7 +559,9 @@ export class Executor {
       state = aggregate.evolve[name]!(state as never, event.payload as never);
       scope = { workspace_id: event.workspace_id, project_id: event.project_id };
     }
-    return { state, version: rows.length, scope };
+    const loaded = { state, version: rows.length, scope };
+    this.#remember(stream, loaded);
+    return loaded;
   }
 
   /** Keep a stream folded. Two generations instead of a list by age: forgetting costs nothing per command. */
@@ -425,6 +572,33 @@ export class Executor {
     }
     this.#loaded.set(stream, loaded);
   }
+}
+
+/** A refusal as a problem: `not_found`, or `conflict` with the reason's own words. */
+export function refusal(registry: Registry, { refused, reason, details }: Refused): Problem {
+  if (refused === "not_found")
+    return problem("not_found", `there is no such ${String(details.kind)}`, { details });
+  const { is, hint } = registry.reasons.get(reason!)!;
+  return problem("conflict", is, { ...(reason !== null && { reason }), details, hint });
+}
+
+/** Who the daemon itself is in events and keys. */
+const DAEMON: Actor = { id: "mpd", kind: "system" };
+
+/**
+ * A command that the daemon gives itself, such as the end of a lease or the outcome of an effect.
+ * @param key tells it from any other: given twice it is carried out once
+ */
+export function daemonCommand(type: string, payload: Record<string, unknown>, key: string): WriteCommand {
+  return {
+    type,
+    payload,
+    idempotency_key: key,
+    fingerprint: fingerprint({ type, payload }),
+    trace_id: freshTrace(),
+    principal: DAEMON.id,
+    actor: DAEMON,
+  };
 }
 
 /** A receipt as it is sent (SPEC §3). `replayed` comes last: that is where a replay is marked (http/answers.ts). */

@@ -6,7 +6,7 @@
  * its projection visibly and fails closed for writes that need it. Nothing here reads a clock.
  */
 import type { Database } from "bun:sqlite";
-import type { AnyAggregate, Event, Find } from "./aggregate.ts";
+import type { AnyAggregate, Event, Find, Order } from "./aggregate.ts";
 import { isStorageError } from "./database.ts";
 import type { Line, LogReader } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
@@ -15,6 +15,7 @@ import {
   conditions,
   createTables,
   NEXT,
+  ordered,
   type Row,
   rowsOf,
   tableSql,
@@ -128,15 +129,17 @@ export class Projections {
     this.find = {
       one: (name, where) => {
         const { statement, values } = select(name, where, " LIMIT 1");
+        // Leases and bytes come and go without an event that would tell of it.
+        if (!this.#byTable.has(name)) return (statement.get(...values) ?? undefined) as never;
         const key = JSON.stringify(where);
         const known = this.#found.get(name)?.get(key);
         const row = known ?? statement.get(...values) ?? undefined;
         if (row && !known) this.#remember(name, key, row);
         return row as never;
       },
-      all: (name, where) => {
-        const { key } = this.#byTable.get(name)!.aggregate.readModel.tables[name]!;
-        const { statement, values } = select(name, where, ` ORDER BY ${key.join(", ")}`);
+      all: (name, where, order) => {
+        const key = this.#byTable.get(name)?.aggregate.readModel.tables[name]?.key ?? [];
+        const { statement, values } = select(name, where, ordered(key, order as Order<Row>));
         return statement.all(...values) as never;
       },
     };

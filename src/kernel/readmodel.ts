@@ -3,10 +3,10 @@
  * whose cursor is the key of their last row. Hidden columns stay hidden.
  */
 import type { Database } from "bun:sqlite";
-import type { Read, TableSpec } from "./aggregate.ts";
+import type { Order, Read, TableSpec } from "./aggregate.ts";
 import type { Registry } from "./registry.ts";
 import { DEFAULT_PAGE } from "./schema.ts";
-import { columnsOf, conditions, type Row, type Value } from "./table.ts";
+import { conditions, ordered, type Row, type Value } from "./table.ts";
 
 /** Read models for queries, on a connection that only reads: every answer is one snapshot. */
 export class ReadModels {
@@ -36,42 +36,42 @@ export class ReadModels {
   }
 
   readonly #read: Read = {
-    one: (name, where) => this.#select(name, where, "", [])[0] as never,
-    page: (name, where, params) => {
-      const { key } = this.#tables.get(name)!;
+    one: (name, where) =>
+      this.#select(name, where, "", [], " LIMIT 1").map((row) => this.#shown(name, row))[0] as never,
+    all: (name, where, order) =>
+      this.#select(name, where, "", [], ordered(this.#tables.get(name)?.key ?? [], order as Order<Row>)).map(
+        (row) => this.#shown(name, row),
+      ) as never,
+    page: (name, where, params, by) => {
+      const order = by ?? this.#tables.get(name)!.key;
       const limit = params.limit ?? DEFAULT_PAGE;
-      const after = params.cursor === undefined ? undefined : decodeCursor(params.cursor, key.length);
+      const after = params.cursor === undefined ? undefined : decodeCursor(params.cursor, order.length);
       const rows = this.#select(
         name,
         where,
-        after ? `(${key.join(", ")}) > (${key.map(() => "?").join(", ")})` : "",
+        after ? `(${order.join(", ")}) > (${order.map(() => "?").join(", ")})` : "",
         after ?? [],
-        ` ORDER BY ${key.join(", ")} LIMIT ?`,
-        limit + 1,
+        ordered(order, { limit: limit + 1 }),
       );
       const last = rows.length > limit ? rows[limit - 1] : undefined;
       return {
-        items: rows.slice(0, limit) as never,
-        next: last ? encodeCursor(key.map((k) => last[k]!)) : null,
+        items: rows.slice(0, limit).map((row) => this.#shown(name, row)) as never,
+        next: last ? encodeCursor(order.map((column) => last[column]!)) : null,
       };
     },
+    sql: (text, ...values) => this.db.query(text).all(...values) as never,
   };
 
-  #select(
-    name: string,
-    where: object,
-    also: string,
-    alsoValues: Value[],
-    tail = "",
-    ...last: Value[]
-  ): Row[] {
-    const spec = this.#tables.get(name)!;
-    const columns = columnsOf(spec).filter((column) => !spec.hidden.includes(column));
+  #select(name: string, where: object, also: string, alsoValues: Value[], tail: string): Row[] {
     const { sql, values } = conditions(where as Row, true);
     const both = also ? `${sql ? `${sql} AND` : " WHERE"} ${also}` : sql;
-    return this.db
-      .query<Row, Value[]>(`SELECT ${columns.join(", ")} FROM ${name}${both}${tail}`)
-      .all(...values, ...alsoValues, ...last);
+    return this.db.query<Row, Value[]>(`SELECT * FROM ${name}${both}${tail}`).all(...values, ...alsoValues);
+  }
+
+  /** A row as answers show it. */
+  #shown(name: string, row: Row): Row {
+    for (const column of this.#tables.get(name)?.hidden ?? []) delete row[column];
+    return row;
   }
 }
 

@@ -44,6 +44,8 @@ export interface EventEntry {
 export interface Registry {
   readonly aggregates: readonly AnyAggregate[];
   readonly commands: ReadonlyMap<string, CommandEntry>;
+  /** Commands that nobody can send: the daemon's own, and those of other decisions. */
+  readonly internal: ReadonlyMap<string, CommandEntry>;
   readonly queries: ReadonlyMap<string, QueryEntry>;
   /** Queries that only a WebSocket takes, because frames follow their answer. */
   readonly socket: ReadonlyMap<string, QueryEntry>;
@@ -68,6 +70,7 @@ export interface SystemTypes {
  */
 export function buildRegistry(aggregates: readonly unknown[], system: SystemTypes): Registry {
   const commands = new Map<string, CommandEntry>();
+  const internal = new Map<string, CommandEntry>();
   const queries = new Map<string, QueryEntry>();
   const socket = new Map<string, QueryEntry>();
   const events = new Map<string, EventEntry>();
@@ -83,8 +86,10 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
       checkChain(type, spec.version, spec.older);
       if (!spec.creates && !(`${aggregate.kind}_id` in spec.payload.properties))
         throw new Error(`${type} does not name its subject: its payload has no ${aggregate.kind}_id`);
-      add(commands, type, { type, spec, aggregate, name });
+      add(spec.internal ? internal : commands, type, { type, spec, aggregate, name });
     }
+    if (aggregate.lease && !aggregate.commands[aggregate.lease.expire]?.internal)
+      throw new Error(`${aggregate.kind}.${aggregate.lease.expire} ends a lease, so it must be internal`);
     for (const [name, spec] of Object.entries(aggregate.queries)) {
       const type = `${aggregate.kind}.${name}`;
       const reads = { kind: aggregate.kind, run: spec.run };
@@ -108,7 +113,15 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
   for (const type of [...queries.keys(), ...socket.keys()])
     if (commands.has(type) || (queries.has(type) && socket.has(type)))
       throw new Error(`${type} is declared twice`);
-  return { aggregates: aggregates as readonly AnyAggregate[], commands, queries, socket, events, reasons };
+  return {
+    aggregates: aggregates as readonly AnyAggregate[],
+    commands,
+    internal,
+    queries,
+    socket,
+    events,
+    reasons,
+  };
 }
 
 /** What a query really takes: its own parameters, `min_seq`, and for pages `limit` and `cursor` (SPEC §3). */

@@ -5,7 +5,7 @@
  * accident. Nothing here knows which generation a table belongs to beyond the suffix it is given.
  */
 import type { Database, Statement } from "bun:sqlite";
-import type { TableSpec } from "./aggregate.ts";
+import type { Order, Range, TableSpec } from "./aggregate.ts";
 
 export type Value = string | number | null;
 export type Row = Record<string, Value>;
@@ -57,8 +57,10 @@ export function asDeclared(db: Database, name: string, spec: TableSpec): boolean
   return found.map((column) => column.name).join() === columnsOf(spec).join();
 }
 
+const COMPARED = { above: ">", from: ">=", below: "<", upTo: "<=" } as const;
+
 /**
- * Equality conditions; null matches null.
+ * The conditions of a look-up: a value is the column's (null matches null), a range bounds it.
  * @param optional true where an undefined member does not filter; else it is a bug, for it would match every row
  */
 export function conditions(
@@ -67,16 +69,35 @@ export function conditions(
 ): { sql: string; values: Value[] } {
   let sql = "";
   const values: Value[] = [];
+  const also = (condition: string, ...more: Value[]) => {
+    sql += `${sql === "" ? " WHERE" : " AND"} ${condition}`;
+    values.push(...more);
+  };
   for (const column in where) {
     const value = where[column];
     if (value === undefined) {
       if (optional) continue;
       throw new Error(`no value for the column ${column}`);
     }
-    sql += `${sql === "" ? " WHERE" : " AND"} ${column} IS ?`;
-    values.push(value as Value);
+    if (typeof value !== "object" || value === null) {
+      also(`${column} IS ?`, value as Value);
+      continue;
+    }
+    const { oneOf, ...bounds } = value as Range<Value>;
+    if (oneOf) also(`${column} IN (${oneOf.map(() => "?").join(", ")})`, ...oneOf);
+    for (const bound in bounds)
+      also(`${column} ${COMPARED[bound as keyof typeof COMPARED]} ?`, bounds[bound as keyof typeof bounds]!);
   }
   return { sql, values };
+}
+
+/** The tail of a look-up: its order (key order when nothing else is said) and how many rows at most. */
+export function ordered(
+  key: readonly string[],
+  { by = key, descending = false, limit }: Order<Row> = {},
+): string {
+  const sorted = by.map((column) => (descending ? `${column} DESC` : column)).join(", ");
+  return ` ORDER BY ${sorted}${limit === undefined ? "" : ` LIMIT ${limit}`}`;
 }
 
 /** Writes one projection's tables, either the serving ones or the next. */
@@ -90,6 +111,18 @@ export function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>
       return [
         name,
         {
+          one(where: Row) {
+            const { sql, values } = conditions(where);
+            return (
+              db.query<Row, Value[]>(`SELECT * FROM ${target}${sql} LIMIT 1`).get(...values) ?? undefined
+            );
+          },
+          all(where: Row, order?: Order<Row>) {
+            const { sql, values } = conditions(where);
+            return db
+              .query<Row, Value[]>(`SELECT * FROM ${target}${sql}${ordered(spec.key, order)}`)
+              .all(...values);
+          },
           insert(row: Row) {
             // Not before the first row: the table of a next generation does not exist yet.
             insert ??= db.query<unknown, Value[]>(insertSql);

@@ -30,6 +30,7 @@ function start() {
   let closed: Problem | undefined;
   let keepBack = 0;
   const dispatch = dispatcher({
+    now: Date.now,
     registry: it.registry,
     async submit(request) {
       const { outcomes, events } = it.execute(request);

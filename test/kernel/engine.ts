@@ -250,6 +250,7 @@ export function engine({
     projections,
     clock,
     clock.id(),
+    "here",
     (trace_id, error) => bugs.push({ trace_id, error }),
   );
   const run = (...commands: WriteCommand[]): Committed =>

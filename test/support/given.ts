@@ -66,7 +66,9 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
   const log = new LogWriter(db, log_id);
   const bugs: unknown[] = [];
   const fresh = () =>
-    new Executor(db, registry, log, reader, projections, clock, uuid(0xda), (_, error) => bugs.push(error));
+    new Executor(db, registry, log, reader, projections, clock, uuid(0xda), "here", (_, error) =>
+      bugs.push(error),
+    );
   let executor = fresh();
   let sent = 0;
 

@@ -148,6 +148,7 @@ export function startLog({ heartbeat_ms = 3_600_000 } = {}) {
       registry,
       hub,
       dispatch: dispatcher({
+        now: Date.now,
         registry,
         hub,
         readModels: new ReadModels(reader.db, registry),

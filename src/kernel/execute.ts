@@ -410,7 +410,7 @@ export class Executor {
   }
 
   /**
-   * Turn leases that have run out into events, each by the command that its aggregate names.
+   * End the leases that have run out, each by the command that its aggregate names.
    * @returns what was committed; undefined when no lease has run out
    * @throws OutcomeUnknown as `run` does
    */

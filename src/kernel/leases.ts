@@ -1,7 +1,7 @@
 /**
  * Leases (SPEC §8): rights that end by themselves unless they are renewed, one per stream at most.
  *
- * Always holds: that a lease is there, and its epoch, follow from events; only when it ends is kept here, beside the log, so a
+ * Always holds: that a lease is there, and its epoch, follow from the log; only when it ends is kept here, beside the log, so a
  * renewal leaves no trace and replay needs no clock. Written in the transaction of the command that makes, renews or ends
  * the lease. Turning a lease that has run out into an event is a command like any other (Executor.expire).
  */

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type QueueEvents, WriteQueue } from "../../src/daemon/queue.ts";
 import { systemClock } from "../../src/kernel/clock.ts";
+import { migrations } from "../../src/kernel/database.ts";
 import type { Outcome, WriteCommand } from "../../src/kernel/execute.ts";
 import { fingerprint } from "../../src/kernel/idempotency.ts";
 import type { Stored } from "../../src/kernel/log.ts";
@@ -172,7 +173,9 @@ describe("the queue in front of the writer", () => {
         refused:
           "the log holds workspace.created version 99, this mp knows 1: use a newer mp; the log holds workspace.imagined, which this mp does not know",
       },
-      newer: { refused: "the database has schema 99, this mp knows 1: use the newer mp that wrote it" },
+      newer: {
+        refused: `the database has schema 99, this mp knows ${migrations.length}: use the newer mp that wrote it`,
+      },
       nowhere: { refused: "SQLITE_CANTOPEN: unable to open database file" },
     });
   });

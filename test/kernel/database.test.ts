@@ -224,7 +224,9 @@ describe("a schema that is not as mp made it", () => {
     db.run("PRAGMA user_version = 99");
     db.close();
     const before = readFileSync(path);
-    expect(() => openForWriting(path)).toThrow(/schema 99, this mp knows 1: use the newer mp/);
+    expect(() => openForWriting(path)).toThrow(
+      `schema 99, this mp knows ${migrations.length}: use the newer mp`,
+    );
     expect(readFileSync(path)).toEqual(before);
   });
 
@@ -247,6 +249,9 @@ describe("a schema that is not as mp made it", () => {
 });
 
 describe("migrations", () => {
+  /** The schema of this mp, and the first one that it does not know. */
+  const now = migrations.length;
+  const next = now + 1;
   const good = "CREATE TABLE more (n INTEGER) STRICT; INSERT INTO more SELECT count(*) FROM events;";
   const bad =
     "CREATE TABLE more (n INTEGER) STRICT; DROP TABLE command_keys; INSERT INTO nowhere VALUES (1);";
@@ -258,7 +263,7 @@ describe("migrations", () => {
   test("a new database gets all of them, and no copy", () => {
     const path = tempPath();
     const db = openForWriting(path, [...migrations, good]);
-    expect(pragma(db, "user_version")).toBe(2);
+    expect(pragma(db, "user_version")).toBe(next);
     expect(dump(db, "more")).toBe('[{"n":0}]');
     db.close();
     expect(backups(path)).toEqual([]);
@@ -268,23 +273,23 @@ describe("migrations", () => {
     const { path } = filled();
     const before = dumpAll(path);
     const db = openForWriting(path, [...migrations, good]);
-    expect(pragma(db, "user_version")).toBe(2);
+    expect(pragma(db, "user_version")).toBe(next);
     expect(dump(db, "more")).toBe('[{"n":4}]');
     db.close();
-    expect(backups(path)).toEqual(["kernel-schema-1.db"]);
-    const copy = join(path, "..", "backups", "kernel-schema-1.db");
+    expect(backups(path)).toEqual([`kernel-schema-${now}.db`]);
+    const copy = join(path, "..", "backups", `kernel-schema-${now}.db`);
     expect(statSync(join(copy, "..")).mode & 0o777).toBe(0o700);
     expect(dumpAll(copy)).toEqual(before);
     // The copy is a database that mp can go on with.
     const restored = openForWriting(copy);
-    expect(pragma(restored, "user_version")).toBe(1);
+    expect(pragma(restored, "user_version")).toBe(now);
     expect(pragma(restored, "integrity_check")).toBe("ok");
     restored.close();
     // Up to date: nothing to do, nothing to copy.
     openForWriting(path, [...migrations, good]).close();
     expect(backups(path)).toHaveLength(1);
     // And the older mp now says that it is too old.
-    expect(() => openForWriting(path)).toThrow(/schema 2, this mp knows 1/);
+    expect(() => openForWriting(path)).toThrow(`schema ${next}, this mp knows ${now}`);
   });
 
   test("one that fails leaves everything as it was, and says where the copy is", () => {
@@ -292,23 +297,25 @@ describe("migrations", () => {
     const before = dumpAll(path);
     expect(() => openForWriting(path, [...migrations, bad])).toThrow(DatabaseRefused);
     expect(() => openForWriting(path, [...migrations, bad])).toThrow(
-      /migration 2 failed, the database is still at schema 1; the copy from before is .*kernel-schema-1.*nowhere/,
+      new RegExp(
+        `migration ${next} failed, the database is still at schema ${now}; the copy from before is .*kernel-schema-${now}.*nowhere`,
+      ),
     );
     expect(dumpAll(path)).toEqual(before);
     const db = openForWriting(path);
-    expect(pragma(db, "user_version")).toBe(1);
+    expect(pragma(db, "user_version")).toBe(now);
     db.close();
     // No copy is ever written over.
-    expect(backups(path)).toEqual(["kernel-schema-1-2.db", "kernel-schema-1.db"]);
+    expect(backups(path)).toEqual([`kernel-schema-${now}-2.db`, `kernel-schema-${now}.db`]);
   });
 
   test("when the second of two fails, the first stays done", () => {
     const { path } = filled();
     const steps = [...migrations, good, "INSERT INTO nowhere VALUES (1)"];
     expect(() => openForWriting(path, steps)).toThrow(
-      /migration 3 failed, the database is still at schema 2/,
+      `migration ${next + 1} failed, the database is still at schema ${next}`,
     );
-    const db = openForWriting(path, steps.slice(0, 2));
+    const db = openForWriting(path, steps.slice(0, next));
     expect(dump(db, "more")).toBe('[{"n":4}]');
     db.close();
   });
@@ -318,16 +325,16 @@ describe("migrations", () => {
     writeFileSync(join(path, "..", "backups"), "a file where the folder should be");
     expect(() => openForWriting(path, [...migrations, good])).toThrow();
     const db = openForWriting(path);
-    expect(pragma(db, "user_version")).toBe(1);
+    expect(pragma(db, "user_version")).toBe(now);
     db.close();
   });
 
   test("half a copy that a crash left behind is not taken for one", () => {
     const { path } = filled();
     mkdirSync(join(path, "..", "backups"));
-    writeFileSync(join(path, "..", "backups", "kernel-schema-1.db.part"), "half");
+    writeFileSync(join(path, "..", "backups", `kernel-schema-${now}.db.part`), "half");
     openForWriting(path, [...migrations, good]).close();
-    expect(backups(path)).toEqual(["kernel-schema-1.db"]);
+    expect(backups(path)).toEqual([`kernel-schema-${now}.db`]);
   });
 
   test("an index or table that a migration makes is part of what is checked", () => {

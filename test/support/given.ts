@@ -1,9 +1,10 @@
 /**
  * Rules in a test's own words: `given(aggregate, …what happened).when(command, payload).thenEvents(…)` or `.thenRefused(…)`.
  *
- * Always so: it is the real kernel on a real SQLite file (log, projections, execute), with a clock that stands still and
- * ids that count, so what a test says is what a daemon does; a refusal is checked to have written nothing, an event to
- * pass its schema. Left out on purpose: transports and threads; durability, so no fsync is waited for.
+ * Always so: it is the real kernel on a real SQLite file (log, projections, execute, leases), with a clock that only the
+ * test and each question move, and ids that count, so what a test says is what a daemon does; a refusal is checked to have
+ * written nothing, an event and an answer to pass their schema. Left out on purpose: transports, threads and the timer
+ * that ends leases (`expire` does it); durability, so no fsync is waited for.
  */
 import { afterAll, expect } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -11,15 +12,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Static, TObject } from "typebox";
 import { aggregates } from "../../src/domain/index.ts";
-import type { Event, Scope } from "../../src/kernel/aggregate.ts";
+import { type Event, isRefused, type Scope } from "../../src/kernel/aggregate.ts";
 import { type Clock, wireTime } from "../../src/kernel/clock.ts";
-import { openForWriting } from "../../src/kernel/database.ts";
-import { Executor, type Outcome, type WriteCommand, type WriteRequest } from "../../src/kernel/execute.ts";
+import { openForReading, openForWriting } from "../../src/kernel/database.ts";
+import {
+  Executor,
+  type Outcome,
+  refusal,
+  type WriteCommand,
+  type WriteRequest,
+} from "../../src/kernel/execute.ts";
 import { fingerprint } from "../../src/kernel/idempotency.ts";
+import { Leases } from "../../src/kernel/leases.ts";
 import { encode, LogReader, LogWriter, logId } from "../../src/kernel/log.ts";
 import type { Problem } from "../../src/kernel/problems.ts";
 import { Projections } from "../../src/kernel/projection.ts";
-import { buildRegistry, type Registry } from "../../src/kernel/registry.ts";
+import { ReadModels } from "../../src/kernel/readmodel.ts";
+import { buildRegistry, currentEvent, type Registry } from "../../src/kernel/registry.ts";
 import { schemaErrors } from "../../src/kernel/schema.ts";
 import { system } from "../../src/kernel/system.ts";
 
@@ -28,11 +37,21 @@ export function uuid(number: number): string {
   return `00000000-0001-7000-8000-${number.toString(16).padStart(12, "0")}`;
 }
 
-/** A clock that goes on by a second whenever it is asked, and counts its ids. */
-export function steadyClock(): Clock {
-  let seconds = 0;
+/** A clock that goes on by a second whenever it is asked, or by as much as a test says, and counts its ids. */
+export function steadyClock(): Clock & { forward(ms: number): void } {
+  let time = Date.UTC(2026, 0, 1) - 1_000;
   let ids = 0x1000_0000;
-  return { now: () => Date.UTC(2026, 0, 1) + 1_000 * seconds++, id: () => uuid(ids++) };
+  return {
+    now() {
+      time += 1_000;
+      return time;
+    },
+    id: () => uuid(ids++),
+    /** Let so many milliseconds pass. */
+    forward(ms) {
+      time += ms;
+    },
+  };
 }
 
 const actor = { id: "ada", kind: "user" } as const;
@@ -53,7 +72,9 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
   const folder = mkdtempSync(join(tmpdir(), "mp-kernel-"));
   const path = join(folder, "kernel.db");
   const db = openForWriting(path);
+  let reading: ReturnType<typeof openForReading> | undefined;
   afterAll(() => {
+    reading?.close();
     db.close();
     rmSync(folder, { recursive: true, force: true });
   });
@@ -71,9 +92,30 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
     );
   let executor = fresh();
   let sent = 0;
+  const leases = new Leases(db);
+
+  /** The state of a stream, folded from the log. */
+  function folded(stream: string): unknown {
+    const aggregate = registry.aggregates.find((each) => each.kind === stream.split("/")[0])!;
+    return reader.stream(stream).reduce((state, line) => {
+      const event = currentEvent(registry, JSON.parse(line.body) as Event);
+      const { name } = registry.events.get(event.event_type)!;
+      return aggregate.evolve[name]!(state as never, event.payload as never);
+    }, aggregate.initial);
+  }
+
+  function answer(type: string, params: Record<string, unknown>, at = wireTime(clock.now())) {
+    const entry = registry.queries.get(type)!;
+    expect([type, schemaErrors(entry.params, params)]).toEqual([type, []]);
+    reading ??= openForReading(path);
+    const { kind, run } = entry.reads!;
+    return new ReadModels(reading, registry).snapshot(kind, (read) => run(read, params as never, at));
+  }
 
   return {
     db,
+    clock,
+    folded,
     path,
     registry,
     reader,
@@ -89,11 +131,13 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
     forget() {
       executor = fresh();
     },
-    /** Store facts, with their read models, as the commands that made them once did. */
+    /** Store facts, with their read models and leases, as the commands that made them once did. */
     tell(facts: readonly Fact[]) {
       db.transaction(() => {
         for (const { kind, id, scope, type, payload, version } of facts) {
           const stream = `${kind}/${id}`;
+          const { lease } = registry.aggregates.find((each) => each.kind === kind)!;
+          const before = lease?.of(folded(stream) as never);
           const { head } = log;
           const encoded = encode({
             actor,
@@ -114,9 +158,47 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
           });
           log.append([encoded]);
           projections.apply(encoded.event);
+          if (lease) leases.changed(stream, before, lease.of(folded(stream) as never), clock.now());
         }
         projections.reached(log.head.seq_global);
       })();
+      executor = fresh();
+    },
+    /** Note bytes as the artifact store does once it has them. */
+    store(digest: string, size: number) {
+      db.query("INSERT INTO blobs (digest, size, stored_at) VALUES (?, ?, ?)").run(digest, size, clock.now());
+    },
+    /** The lease of a stream, as it is kept: `expires_at` in milliseconds since the epoch. */
+    lease: (stream: string) =>
+      db
+        .query<{ epoch: number; ttl_ms: number; expires_at: number }, [string]>(
+          "SELECT epoch, ttl_ms, expires_at FROM leases WHERE stream = ?",
+        )
+        .get(stream) ?? undefined,
+    /** End the leases that have run out by now, as the writer's timer does; undefined when none has. */
+    expire: () => executor.expire(),
+    /** Give every lease one whole ttl from now, as a start of the daemon does. */
+    grace: () => executor.grace(),
+    /**
+     * Ask a query that must be answered, on a connection that only reads.
+     * @param at the time of the question, RFC 3339; the clock's when absent
+     */
+    query<A extends object = Record<string, unknown>>(
+      type: string,
+      params: Record<string, unknown> = {},
+      at?: string,
+    ): A {
+      const { as_of_seq, answer: found } = answer(type, params, at);
+      if (isRefused(found)) throw new Error(`${type} was refused: ${JSON.stringify(found)}`);
+      const whole = { as_of_seq, ...found };
+      expect([type, schemaErrors(registry.queries.get(type)!.spec.answer, whole)]).toEqual([type, []]);
+      return whole as unknown as A;
+    },
+    /** Ask a query that must be refused. */
+    queryRefused(type: string, params: Record<string, unknown> = {}, at?: string): Problem {
+      const { answer: found } = answer(type, params, at);
+      if (!isRefused(found)) throw new Error(`${type} was answered: ${JSON.stringify(found)}`);
+      return refusal(registry, found);
     },
     /** Run what dispatch hands over. */
     execute: (request: WriteRequest) => executor.run([request]),
@@ -171,7 +253,10 @@ export function about<C extends Schemas, E extends Schemas>(
   });
 }
 
-/** What happened, in order, in any streams; then a command of `aggregate`, and what must come of it. */
+/**
+ * What happened, in order, in any streams; then a command of `aggregate`, and what must come of it. `kernel` is there for what
+ * comes between or afterwards: `given(…).kernel.clock.forward(60_000)`.
+ */
 export function given<C extends Schemas, E extends Schemas>(
   aggregate: Subject<C, E>,
   ...facts: readonly Fact[]
@@ -179,6 +264,7 @@ export function given<C extends Schemas, E extends Schemas>(
   const it = kernel();
   it.tell(facts);
   return {
+    kernel: it,
     when<N extends keyof C & string>(
       name: N,
       payload: PayloadOf<C, N>,
@@ -193,27 +279,50 @@ export function given<C extends Schemas, E extends Schemas>(
         expect([event_type, schemaErrors(it.registry.events.get(event_type)!.spec.payload, payload)]).toEqual(
           [event_type, []],
         );
+      const receipt = () => {
+        if ("problem" in outcome) throw new Error(`${type} was refused: ${JSON.stringify(outcome.problem)}`);
+        return JSON.parse(outcome.receipt) as {
+          subject: Event["subject"];
+          version: number;
+          result: Record<string, unknown>;
+        };
+      };
       const refused = (): Problem => {
         if (!("problem" in outcome)) throw new Error(`${type} was accepted: ${outcome.receipt}`);
         expect(made).toEqual([]);
         return outcome.problem;
       };
       return {
-        /** Accepted, with exactly these events of the aggregate; none: it changed nothing. */
+        /**
+         * Accepted, with exactly these events, in order; none: it changed nothing. Those of the command's own stream are
+         * said by type and payload, those of other streams as facts: `about(task, uuid(7))("released", { … })`.
+         */
         thenEvents(
-          ...expected: { [K in keyof E & string]: { type: K; payload: PayloadOf<E, K> } }[keyof E & string][]
+          ...expected: (
+            | { [K in keyof E & string]: { type: K; payload: PayloadOf<E, K> } }[keyof E & string]
+            | Fact
+          )[]
         ) {
-          if ("problem" in outcome)
-            throw new Error(`${type} was refused: ${JSON.stringify(outcome.problem)}`);
+          const { subject } = receipt();
+          const own = `${subject.kind}/${subject.id}`;
           expect(
-            made.map(({ event_type, payload }) => ({ type: event_type, payload: payload as object })),
+            made.map(({ stream, event_type, payload }) => ({
+              stream,
+              type: event_type,
+              payload: payload as object,
+            })),
           ).toEqual(
             expected.map((each) => ({
-              type: `${aggregate.kind}.${each.type}`,
+              stream: "kind" in each ? `${each.kind}/${each.id}` : own,
+              type: `${"kind" in each ? each.kind : aggregate.kind}.${each.type}`,
               payload: each.payload as object,
             })),
           );
           return made;
+        },
+        /** Accepted, with exactly this in the receipt's `result`. */
+        thenResult(expected: object) {
+          expect(receipt().result).toEqual(expected as Record<string, unknown>);
         },
         /** Refused with `conflict`, this reason and exactly these details. */
         thenRefused(reason: string, details: object) {

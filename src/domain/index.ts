@@ -4,5 +4,6 @@ import { board } from "./board.ts";
 import { project } from "./project.ts";
 import { session } from "./session.ts";
 import { workspace } from "./workspace.ts";
+import { worktree } from "./worktree.ts";
 
-export const aggregates = [workspace, project, session, board, artifact] as const;
+export const aggregates = [workspace, project, session, worktree, board, artifact] as const;

@@ -8,6 +8,7 @@ import type { Outcome, WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { ProjectionStatus } from "../kernel/projection.ts";
+import type { BlobChange, BlobChanged } from "./blobs.ts";
 import { decodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** Commands that may wait (SPEC §10); beyond it the answer is `overloaded`. */
@@ -17,6 +18,10 @@ const MAX_BATCH = 512;
 /** Batches under way: one in the transaction, one on its way, so that the writer never waits for the front. */
 const MAX_UNDER_WAY = 2;
 
+const UNKNOWN = problem(
+  "outcome_unknown",
+  "the commit failed, and the daemon ends to find out what is stored",
+);
 const ENDING = problem("overloaded", "the daemon is ending: the next one takes over");
 
 interface Waiting {
@@ -28,6 +33,8 @@ export interface QueueEvents {
   progress(name: string, done: number, of: number): void;
   /** A commit is durable: called before its commands are answered. */
   committed(events: readonly Stored[], projections: readonly string[]): void;
+  /** Bytes are in the artifact store no more: their rows are gone. */
+  released(digests: readonly string[]): void;
   shutdown(): void;
   /** The disk or the file began to refuse writes (SQLite's code), or takes them again (undefined). */
   readOnly(code: string | undefined): void;
@@ -42,6 +49,8 @@ export class WriteQueue {
   readonly #waiting: Waiting[] = [];
   #queued = 0;
   readonly #underWay = new Map<number, readonly Waiting[]>();
+  /** Changes of the table of blobs under way. */
+  readonly #blobs = new Map<number, (done: boolean | Problem) => void>();
   #nextId = 0;
   #scheduled = false;
   #closed: (() => void) | undefined;
@@ -121,6 +130,19 @@ export class WriteQueue {
     return promise;
   }
 
+  /**
+   * Have the writer change the table of blobs.
+   * @returns once it is durable: whether there is a row more or less; `read_only`, `outcome_unknown` or `overloaded` otherwise
+   */
+  blob(change: BlobChange): Promise<boolean | Problem> {
+    if (this.#lost) return Promise.resolve(ENDING);
+    const { promise, resolve } = Promise.withResolvers<boolean | Problem>();
+    const id = this.#nextId++;
+    this.#blobs.set(id, resolve);
+    this.#say({ kind: "blob", id, change });
+    return promise;
+  }
+
   /** Wait until everything accepted is answered. */
   async flush(): Promise<void> {
     if (this.#queued === 0) return;
@@ -182,6 +204,13 @@ export class WriteQueue {
         this.#send();
         break;
       }
+      case "blob":
+        this.#blobs.get(message.id)?.(answerOf(message.done));
+        this.#blobs.delete(message.id);
+        break;
+      case "released":
+        this.events.released(message.digests);
+        break;
       case "projections":
         this.projections = message.projections;
         break;
@@ -214,11 +243,9 @@ export class WriteQueue {
   #lose(error: string): void {
     if (this.#lost) return;
     this.#lost = true;
-    const unknown = problem(
-      "outcome_unknown",
-      "the commit failed, and the daemon ends to find out what is stored",
-    );
-    for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(unknown);
+    for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(UNKNOWN);
+    for (const resolve of this.#blobs.values()) resolve(UNKNOWN);
+    this.#blobs.clear();
     // The writer never saw these.
     for (const each of this.#waiting) each.resolve(ENDING);
     this.#underWay.clear();
@@ -228,4 +255,11 @@ export class WriteQueue {
     this.#closed?.();
     this.events.lost(error);
   }
+}
+
+/** What came of a change of the table of blobs. */
+function answerOf(done: BlobChanged): boolean | Problem {
+  return "changed" in done
+    ? done.changed
+    : problem("read_only", `the database cannot be written (${done.refused}): nothing was changed`);
 }

@@ -26,6 +26,7 @@ import type { Lock } from "./lock.ts";
 import { type Logger, logger } from "./logger.ts";
 import { type Paths, prepare } from "./paths.ts";
 import { WriteQueue } from "./queue.ts";
+import { Store } from "./store.ts";
 import { systemAnswers } from "./system.ts";
 
 /** What requests, streams and jobs hear once the daemon is stopping. */
@@ -69,6 +70,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   const start_id = systemClock.id();
   const { promise: ended, resolve: end } = Promise.withResolvers<number>();
   let hub: Hub | undefined;
+  let store: Store | undefined;
   // Before there is anything to drain only the loss of the writer ends it.
   let stop = () => end(1);
 
@@ -77,6 +79,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
       if (of > 0) log.info({ projection: name, done, of }, "rebuilding");
     },
     committed: (events, names) => hub?.publish(events, names),
+    released: (digests) => store?.released(digests),
     shutdown: () => stop(),
     readOnly: (code) =>
       code === undefined
@@ -120,15 +123,24 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
     hub,
     systemQueries: systemAnswers({ info, registry, hub, queue, jobs, database: paths.database }),
   });
+  store = new Store({
+    folder: paths.artifacts,
+    db: reader.db,
+    registry,
+    change: (change) => queue.blob(change),
+    warning: (message) => log.warn(message),
+    bug: (error) => log.error({ err: error }, "the artifact store met a bug"),
+  });
   const routes = app({
     registry,
     dispatch,
     hub,
+    bytes: store,
     health: { status: "ok", version: VERSION, api_version: API_VERSION, start_id },
     gate: (request) => closed() ?? gate(request),
     onBug: (trace_id, error) => log.error({ trace_id, err: error }, "a request met a bug"),
   });
-  const parts: Running = { routes, hub, queue, jobs, paths, lock, log };
+  const parts: Running = { routes, hub, queue, store, jobs, paths, lock, log };
   stop = () => {
     if (stopping) return;
     stopping = true;
@@ -147,6 +159,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   }
   for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, stop);
   log.info({ start_id, version: VERSION, log_id, head: hub.head, socket: paths.socket }, "ready");
+  store.begin();
   return { info, ended, stop };
 }
 
@@ -191,6 +204,7 @@ interface Running {
   readonly routes: App;
   readonly hub: Hub;
   readonly queue: WriteQueue;
+  readonly store: Store;
   readonly jobs: Jobs;
   readonly paths: Paths;
   readonly lock: Lock;
@@ -202,7 +216,7 @@ interface Running {
  * @returns the exit code: 1 when the writer is lost; then the database is left as it is, and locked until the process
  * ends, for the next start to find out what is stored
  */
-async function drain({ routes, hub, queue, jobs, paths, lock, log }: Running): Promise<number> {
+async function drain({ routes, hub, queue, store, jobs, paths, lock, log }: Running): Promise<number> {
   log.info("stopping");
   // Gone from the file system at once: a client that connects from now on starts the next daemon.
   rmSync(paths.socket, { force: true });
@@ -214,6 +228,7 @@ async function drain({ routes, hub, queue, jobs, paths, lock, log }: Running): P
   // What is still open after the answers went out is an idle keep-alive or a reader that does not read.
   await Promise.race([closed, Bun.sleep(250)]);
   await server?.stop(true);
+  await store.close();
   removeInfo(paths);
   // Readers first: the last connection to close takes the WAL away.
   hub.reader.db.close();

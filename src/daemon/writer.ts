@@ -10,11 +10,12 @@ import { hostname } from "node:os";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
 import { DatabaseRefused, isStorageError, openForWriting } from "../kernel/database.ts";
-import { Executor, OutcomeUnknown, type WriteRequest } from "../kernel/execute.ts";
+import { type Committed, Executor, OutcomeUnknown, type WriteRequest } from "../kernel/execute.ts";
 import { LogReader, LogWriter, logId } from "../kernel/log.ts";
 import { Projections } from "../kernel/projection.ts";
 import { buildRegistry, versionsWithoutPath } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
+import { type BlobChange, Blobs } from "./blobs.ts";
 import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** So much in the WAL alone is moved into the database between two batches, in bytes. */
@@ -82,6 +83,20 @@ function writerOn(db: Database, start_id: string) {
     bug,
   );
 
+  const blobs = new Blobs(db);
+  /** Tell what was committed, once the bytes of the artifacts that it expired are forgotten. */
+  function tell(id: number | null, committed: Committed) {
+    let digests: readonly string[] = [];
+    untilFull("bytes of expired artifacts stay until the next sweep", () => {
+      digests = blobs.expired(committed.events);
+    });
+    if (digests.length > 0) say({ kind: "released", digests });
+    say({ kind: "committed", id, ...committed });
+  }
+  /** Whether the artifacts' read model can be asked what nobody wants. */
+  const readable = () =>
+    projections.status().some(({ name, error }) => name === "artifact" && error === null);
+
   let rebuilding = false;
   /** One short step, then whatever the front has sent meanwhile, then the next. */
   function goOn() {
@@ -124,7 +139,7 @@ function writerOn(db: Database, start_id: string) {
     timer = undefined;
     rings = Number.POSITIVE_INFINITY;
     const committed = executor.expire();
-    if (committed) say({ kind: "committed", id: null, ...committed });
+    if (committed) tell(null, committed);
     // A disk that is full is not asked again at once.
     arm(committed?.refused === undefined ? 0 : REFUSED_MS);
   }
@@ -138,8 +153,12 @@ function writerOn(db: Database, start_id: string) {
       const committed = executor.run(requests);
       // Before the answer, so that whoever has it finds the rebuild under way.
       for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
-      say({ kind: "committed", id, ...committed });
+      tell(id, committed);
       arm();
+      tidy();
+    },
+    blob(id: number, change: BlobChange) {
+      say({ kind: "blob", id, done: blobs.change(change, systemClock.now(), readable()) });
       tidy();
     },
     close() {
@@ -199,6 +218,9 @@ self.onmessage = (message: MessageEvent<string>) => {
       break;
     case "write":
       guarded(() => opened!.write(data.id, data.requests));
+      break;
+    case "blob":
+      guarded(() => opened!.blob(data.id, data.change));
       break;
     case "close":
       guarded(() => opened?.close());

@@ -17,6 +17,7 @@ import { object, schemaErrors, typed } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
 import type { Hub } from "../kernel/stream.ts";
 import { answerText, json, refused, respond } from "./answers.ts";
+import { type Bytes, getArtifact, putArtifact, type StoredBytes } from "./artifacts.ts";
 import { eventsParams, getEvents } from "./events.ts";
 import { openApi } from "./openapi.ts";
 import { type Gate, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
@@ -24,6 +25,8 @@ import { connection } from "./stream.ts";
 
 /** Live streams and sockets at most, when nobody says otherwise (SPEC §10). */
 const MAX_STREAMS = 1_024;
+/** An upload that brings nothing for so many seconds is given up. */
+const STALLED_S = 120;
 
 export interface Health {
   readonly status: "ok";
@@ -36,6 +39,8 @@ interface Parts {
   readonly registry: Registry;
   readonly dispatch: Dispatch;
   readonly hub: Hub;
+  /** The bytes of artifacts. */
+  readonly bytes: Bytes;
   readonly health: Health;
   readonly gate: Gate;
   /** Live streams and sockets at most. */
@@ -49,6 +54,7 @@ export function app({
   registry,
   dispatch: undefended,
   hub,
+  bytes,
   health,
   gate,
   onBug,
@@ -84,6 +90,17 @@ export function app({
       const refusal = originRefusal(request);
       return refusal ? refused<Health>(refusal, traceOf(request)) : json<Health>(JSON.stringify(health));
     })
+    .put(
+      "/v1/artifacts/:digest",
+      async ({ params, request, server }) => {
+        const caller = gate(request);
+        if (isProblem(caller)) return refused<StoredBytes>(caller, traceOf(request));
+        server?.timeout(request, STALLED_S);
+        return putArtifact(bytes, params.digest, request, admit);
+      },
+      // The body is a stream of any bytes: nobody parses it.
+      { parse: "none" },
+    )
     .guard({
       // The gate comes before the body is read: who may not ask is not listened to.
       parse: ({ request }) => {
@@ -124,6 +141,7 @@ export function app({
       return getEvents({ hub, dispatch, params: listParams, onBug }, request, admit);
     })
     .get("/v1/events/:event_id", ({ params, request }): object => oneEvent(hub, request, params.event_id))
+    .get("/v1/artifacts/:digest", ({ params, request }) => getArtifact(bytes, params.digest, request))
     .get("/v1/stream", ({ request, server }) => {
       const leave = admit();
       if (isProblem(leave)) return refused<never>(leave, traceOf(request));

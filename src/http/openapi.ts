@@ -151,6 +151,33 @@ export function openApi(registry: Registry): object {
         responses: { "101": { description: "Upgraded" } },
       },
     },
+    "/v1/artifacts/{digest}": {
+      put: {
+        summary: "Send the bytes of an artifact; they are seen once size and digest are checked",
+        parameters: [digest],
+        requestBody: {
+          required: true,
+          ...body({ type: "string", format: "binary" }, "application/octet-stream"),
+        },
+        responses: {
+          ...answers(storedBytes, "They were there already"),
+          "201": { description: "They are stored", ...body(storedBytes) },
+        },
+      },
+      get: {
+        summary: "Read the bytes of an artifact, or a range of them",
+        parameters: [digest],
+        responses: {
+          "200": {
+            description: "The bytes",
+            ...body({ type: "string", format: "binary" }, "application/octet-stream"),
+          },
+          "206": { description: "The part that the Range header asks for" },
+          "304": { description: "The bytes that the If-None-Match header names" },
+          ...refusals,
+        },
+      },
+    },
     "/v1/schemas": {
       get: {
         summary: "List the schemas",
@@ -204,6 +231,14 @@ function parameters(params: TObject): object[] {
 }
 
 const string = { type: "string" };
+const digestOfBytes = { type: "string", pattern: "^sha256:[0-9a-f]{64}$" };
+const digest = { name: "digest", in: "path", required: true, schema: digestOfBytes };
+const storedBytes = {
+  type: "object",
+  additionalProperties: false,
+  required: ["digest", "size"],
+  properties: { digest: digestOfBytes, size: { type: "integer" } },
+};
 const receipt = {
   type: "object",
   required: ["command_id", "type", "subject", "version", "seq_global", "events", "result", "replayed"],

@@ -26,6 +26,7 @@ function listener(): QueueEvents & { readonly commits: (readonly Stored[])[]; re
     told,
     committed: (events) => commits.push(events),
     progress: () => {},
+    released: () => {},
     shutdown: () => told.push("shutdown"),
     readOnly: (code) => told.push(`read-only ${code}`),
     warning: (message) => told.push(message),

@@ -175,6 +175,7 @@ describe("what is in it", () => {
       registry,
       dispatch: {} as never,
       hub: {} as never,
+      bytes: {} as never,
       health: {} as never,
       gate: socketGate("ada", 1),
       onBug: () => undefined,

@@ -1055,6 +1055,7 @@ describe("a bug", () => {
       dispatch: { ready: async () => undefined, one: fails, batch: fails, query: fails },
       // The event routes reach for the log, which is not there.
       hub: {} as never,
+      bytes: {} as never,
       health: { status: "ok", version: "0", api_version: 1, start_id: NOWHERE },
       gate,
       onBug: (trace_id, error) => bugs.push([trace_id, error]),

@@ -147,6 +147,7 @@ export function startLog({ heartbeat_ms = 3_600_000 } = {}) {
     const routes = app({
       registry,
       hub,
+      bytes: {} as never,
       dispatch: dispatcher({
         now: Date.now,
         registry,

@@ -1,0 +1,352 @@
+/**
+ * The artifact store (SPEC §8, §11): bytes on disk by their digest, on the front thread, never whole in memory.
+ *
+ * Always holds: bytes can be seen only when their row is in `blobs`; the row is written after the file is durable and deleted
+ * before the file is; what is done to one digest is done in turn; a path is made only of checked hexadecimal digits. What a
+ * crash leaves behind (drafts, files without a row, rows without a file) the sweep takes away. What bytes are, and whether
+ * anybody wants them, is the log's to say (domain/artifact.ts) and the writer's to decide (blobs.ts).
+ */
+import type { Database } from "bun:sqlite";
+import { existsSync } from "node:fs";
+import { type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { type Bytes, NO_DIGEST, type StoredBytes } from "../http/artifacts.ts";
+import { reject } from "../kernel/aggregate.ts";
+import { refusal } from "../kernel/execute.ts";
+import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import type { Registry } from "../kernel/registry.ts";
+import type { BlobChange } from "./blobs.ts";
+
+/** Bytes of one upload, at most. */
+const MAX_BYTES = 1 << 30;
+/** Bytes that nobody has registered are kept for so long, in milliseconds. */
+const UNREGISTERED_MS = 24 * 3_600_000;
+/** The time between two sweeps, in milliseconds. */
+const SWEEP_MS = 3_600_000;
+/** Rows that a sweep reads at a time, so that requests come in between. */
+const SWEPT = 500;
+
+const DIGEST = /^sha256:([0-9a-f]{64})$/;
+const HEX = /^[0-9a-f]{64}$/;
+
+interface Parts {
+  /** The folder of the artifacts; it exists. */
+  readonly folder: string;
+  /** A connection that only reads. */
+  readonly db: Database;
+  readonly registry: Registry;
+  /** Has the writer change the table of blobs: whether it did, or why it cannot. */
+  readonly change: (change: BlobChange) => Promise<boolean | Problem>;
+  /** Something that an operator should know. */
+  readonly warning: (message: string) => void;
+  readonly bug: (error: unknown) => void;
+  readonly max_bytes?: number;
+  readonly unregistered_ms?: number;
+  /** Milliseconds since the epoch. */
+  readonly now?: () => number;
+}
+
+/** A row of `blobs`, with what the read models know of it. */
+interface Seen {
+  readonly digest: string;
+  readonly stored_at: number;
+  /** 1 when an artifact that has not expired has these bytes. */
+  readonly wanted: number;
+  /** When the last artifact of these bytes expired, RFC 3339. */
+  readonly expired_at: string | null;
+}
+
+export class Store implements Bytes {
+  readonly #parts: Parts;
+  readonly #drafts: string;
+  readonly #files: string;
+  readonly #maxBytes: number;
+  /** The drafts under way, by name. */
+  readonly #underWay = new Set<string>();
+  /** The end of what is done to each digest, by its hexadecimal digits. */
+  readonly #turns = new Map<string, Promise<unknown>>();
+  #closed = false;
+  #sweeping: Promise<void> | undefined;
+  #timer: ReturnType<typeof setInterval> | undefined;
+
+  constructor(parts: Parts) {
+    this.#parts = parts;
+    this.#drafts = join(parts.folder, "tmp");
+    this.#files = join(parts.folder, "sha256");
+    this.#maxBytes = parts.max_bytes ?? MAX_BYTES;
+  }
+
+  /** See `Bytes`. Refusals: invalid_schema, payload_too_large, malformed_request, read_only, artifact.*_mismatch. */
+  async put(
+    digest: string,
+    body: ReadableStream<Uint8Array> | null,
+    length: number | undefined,
+  ): Promise<(StoredBytes & { readonly created: boolean }) | Problem> {
+    const hex = DIGEST.exec(digest)?.[1];
+    if (hex === undefined) return NO_DIGEST;
+    if (length !== undefined && length > this.#maxBytes) return this.#tooLarge();
+    const name = crypto.randomUUID();
+    const draft = join(this.#drafts, name);
+    this.#underWay.add(name);
+    try {
+      const came = await this.#receive(draft, body);
+      if (isProblem(came)) return came;
+      if (length !== undefined && came.size !== length)
+        return this.#refuse("artifact.size_mismatch", { digest, size: length, actual: came.size });
+      if (came.digest !== digest)
+        return this.#refuse("artifact.digest_mismatch", { digest, actual: came.digest });
+      return await this.#inTurn(hex, () => this.#place(draft, hex, came));
+    } catch (error) {
+      return unwritable(error);
+    } finally {
+      await this.#remove(draft);
+      this.#underWay.delete(name);
+    }
+  }
+
+  /** See `Bytes`. Refusals: invalid_schema, not_found, artifact.bytes_expired. */
+  find(digest: string): (StoredBytes & { readonly path: string }) | Problem {
+    const hex = DIGEST.exec(digest)?.[1];
+    if (hex === undefined) return NO_DIGEST;
+    const { db } = this.#parts;
+    const row = db.query<{ size: number }, [string]>("SELECT size FROM blobs WHERE digest = ?").get(digest);
+    const path = this.#pathOf(hex);
+    if (row && existsSync(path)) return { digest, size: row.size, path };
+    const [expired] = db
+      .query<{ artifact_id: string; expired_at: string }, [string]>(
+        `SELECT artifact_id, expired_at FROM artifacts WHERE digest = ? AND status = 'expired'
+         ORDER BY artifact_id DESC LIMIT 1`,
+      )
+      .all(digest);
+    if (expired && !row) return this.#refuse("artifact.bytes_expired", { digest, ...expired });
+    return problem("not_found", "no bytes of that digest are in the store", {
+      hint: "send them first: 'mp artifact upload FILE', or PUT /v1/artifacts/DIGEST",
+      details: { kind: "artifact", digest },
+    });
+  }
+
+  /** The rows of these digests are gone: so are the files now, unless they have been sent again. */
+  released(digests: readonly string[]): void {
+    for (const digest of digests) void this.#drop(DIGEST.exec(digest)![1]!).catch(this.#parts.bug);
+  }
+
+  /** Sweep now, and each hour from now on, in the background. */
+  begin(): void {
+    const go = () => void this.sweep().catch(this.#parts.bug);
+    this.#timer = setInterval(go, SWEEP_MS);
+    go();
+  }
+
+  /**
+   * Take away what a crash has left behind, and bytes that nobody wants: those whose artifacts have all expired, and those
+   * that nobody has registered in 24 hours.
+   */
+  sweep(): Promise<void> {
+    this.#sweeping ??= this.#sweep().finally(() => {
+      this.#sweeping = undefined;
+    });
+    return this.#sweeping;
+  }
+
+  /** Begin nothing more, and wait for what is under way on the disk. Uploads must have ended. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    await this.#sweeping?.catch(this.#parts.bug);
+    await Promise.all(this.#turns.values());
+  }
+
+  /** Write a body into a draft and make it durable, hashing on the way. */
+  async #receive(draft: string, body: ReadableStream<Uint8Array> | null): Promise<StoredBytes | Problem> {
+    await mkdir(this.#drafts, { recursive: true, mode: 0o700 });
+    const file = await open(draft, "wx", 0o600);
+    try {
+      const hash = new Bun.CryptoHasher("sha256");
+      let size = 0;
+      const chunks = body?.values();
+      for (;;) {
+        const next = await nextOf(chunks);
+        if (isProblem(next)) return next;
+        if (next === undefined) break;
+        size += next.length;
+        if (size > this.#maxBytes) {
+          await chunks?.return?.();
+          return this.#tooLarge();
+        }
+        hash.update(next);
+        await write(file, next);
+      }
+      await file.sync();
+      return { digest: `sha256:${hash.digest("hex")}`, size };
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Give a draft its name, durably, then its row. In turn. */
+  async #place(
+    draft: string,
+    hex: string,
+    { digest, size }: StoredBytes,
+  ): Promise<(StoredBytes & { readonly created: boolean }) | Problem> {
+    if (this.#closed) return problem("overloaded", "the daemon is stopping");
+    const path = this.#pathOf(hex);
+    const folder = dirname(path);
+    const made = await mkdir(folder, { recursive: true, mode: 0o700 });
+    await rename(draft, path);
+    await sync(folder);
+    // A new folder is as durable as its name in the one above.
+    for (let above = folder; made !== undefined && above !== dirname(made); above = dirname(above))
+      await sync(dirname(above));
+    const created = await this.#parts.change({ what: "add", digest, size });
+    if (!isProblem(created)) return { digest, size, created };
+    // Whether there is a row now, the next start finds out.
+    if (created.code !== "outcome_unknown") await this.#removeUnlessStored(hex);
+    return created;
+  }
+
+  async #sweep(): Promise<void> {
+    for (const name of await namesIn(this.#drafts))
+      if (!this.#underWay.has(name)) await this.#remove(join(this.#drafts, name));
+    for (const prefix of await namesIn(this.#files))
+      for (const name of await namesIn(join(this.#files, prefix))) {
+        if (this.#closed) return;
+        if (HEX.test(name) && name.startsWith(prefix) && !this.#stored(name)) await this.#drop(name);
+      }
+    for (let after = ""; ; ) {
+      const rows = this.#closed ? [] : this.#seen(after);
+      for (const row of rows) await this.#sweepRow(row);
+      if (rows.length < SWEPT) return;
+      after = rows.at(-1)!.digest;
+    }
+  }
+
+  #seen(after: string): Seen[] {
+    return this.#parts.db
+      .query<Seen, [string, number]>(
+        `SELECT digest, stored_at,
+           EXISTS (SELECT 1 FROM artifacts a WHERE a.digest = b.digest AND a.status = 'available') AS wanted,
+           (SELECT max(a.expired_at) FROM artifacts a WHERE a.digest = b.digest AND a.status = 'expired') AS expired_at
+         FROM blobs b WHERE digest > ? ORDER BY digest LIMIT ?`,
+      )
+      .all(after, SWEPT);
+  }
+
+  async #sweepRow({ digest, stored_at, wanted, expired_at }: Seen): Promise<void> {
+    if (this.#closed) return;
+    const { change, warning, now = Date.now, unregistered_ms = UNREGISTERED_MS } = this.#parts;
+    const hex = DIGEST.exec(digest)![1]!;
+    if (!existsSync(this.#pathOf(hex))) {
+      const lost = await this.#inTurn(hex, async () =>
+        existsSync(this.#pathOf(hex)) ? false : change({ what: "lose", digest, stored_at }),
+      );
+      if (lost === true) warning(`the bytes of ${digest} are not in the store any more`);
+      return;
+    }
+    // Sent again after the last artifact expired, they wait for the next one.
+    const over = expired_at !== null && Date.parse(expired_at) >= stored_at;
+    if (wanted === 1 || !(over || stored_at < now() - unregistered_ms)) return;
+    if ((await change({ what: "release", digest, stored_at })) === true) await this.#drop(hex);
+  }
+
+  /** Remove a file that has no row. */
+  #drop(hex: string): Promise<void> {
+    return this.#inTurn(hex, () => this.#removeUnlessStored(hex));
+  }
+
+  async #removeUnlessStored(hex: string): Promise<void> {
+    if (!this.#closed && !this.#stored(hex)) await this.#remove(this.#pathOf(hex));
+  }
+
+  /** Remove a file, or say why it stays: the next sweep tries again. */
+  async #remove(path: string): Promise<void> {
+    await rm(path, { force: true }).catch((error: unknown) =>
+      this.#parts.warning(`a file of the artifact store cannot be removed: ${codeOf(error)}`),
+    );
+  }
+
+  #stored(hex: string): boolean {
+    return this.#parts.db.query("SELECT 1 FROM blobs WHERE digest = ?").get(`sha256:${hex}`) !== null;
+  }
+
+  #pathOf(hex: string): string {
+    return join(this.#files, hex.slice(0, 2), hex);
+  }
+
+  /** Do something to a digest after everything that was begun before. */
+  #inTurn<T>(hex: string, work: () => Promise<T>): Promise<T> {
+    const mine = (this.#turns.get(hex) ?? Promise.resolve()).then(work);
+    const over = mine.then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#turns.set(hex, over);
+    void over.then(() => {
+      if (this.#turns.get(hex) === over) this.#turns.delete(hex);
+    });
+    return mine;
+  }
+
+  #refuse(reason: string, details: Readonly<Record<string, unknown>>): Problem {
+    return refusal(this.#parts.registry, reject(reason, details));
+  }
+
+  #tooLarge(): Problem {
+    return problem("payload_too_large", `an artifact has at most ${this.#maxBytes} bytes`, {
+      hint: "send it in parts, each an artifact of its own",
+      details: { max_bytes: this.#maxBytes },
+    });
+  }
+}
+
+/** The next part of a body; undefined at its end. */
+async function nextOf(
+  chunks: AsyncIterator<Uint8Array> | undefined,
+): Promise<Uint8Array | undefined | Problem> {
+  try {
+    const next = await chunks?.next();
+    return next === undefined || next.done ? undefined : next.value;
+  } catch {
+    // The client has hung up, which is its right and no bug: nobody hears this answer.
+    return problem("malformed_request", "the body ended early");
+  }
+}
+
+async function write(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let from = 0; from < bytes.length; )
+    from += (await file.write(bytes, from, bytes.length - from)).bytesWritten;
+}
+
+/** Make the names in a folder durable. */
+async function sync(folder: string): Promise<void> {
+  if (process.platform === "win32") return;
+  const handle = await open(folder, "r");
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/** What is in a folder; nothing when it is not there, or is none. */
+async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (["ENOENT", "ENOTDIR"].includes(codeOf(error))) return [];
+    throw error;
+  }
+}
+
+/** A disk that cannot be written is no bug of ours. */
+function unwritable(error: unknown): Problem {
+  const code = codeOf(error);
+  if (!/^E[A-Z0-9]+$/.test(code)) throw error;
+  return problem("read_only", `the bytes cannot be stored (${code}): nothing was kept`, {
+    hint: "make room on the disk of the artifacts, and send them again",
+  });
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "";
+}

@@ -15,6 +15,7 @@ import {
   type Context,
   type Event,
   isRefused,
+  missing,
   type Refused,
   type Scope,
 } from "./aggregate.ts";
@@ -277,8 +278,7 @@ export class Executor {
     if (isRefused(id)) return { problem: this.#refusal(id, command) };
     const stream = `${kind}/${id}`;
     const { version: actual } = this.#load(entry, stream);
-    if (actual === 0 && !entry.spec.creates)
-      return refuse("not_found", `there is no such ${kind}`, { details: { kind, id } });
+    if (actual === 0 && !entry.spec.creates) return { problem: this.#refusal(missing(kind, id), command) };
     const { expected_version: expected } = command;
     if (expected !== undefined && expected !== actual)
       return refuse("expected_version_mismatch", `${stream} is at version ${actual}, not ${expected}`, {
@@ -325,7 +325,9 @@ export class Executor {
   }
 
   /**
-   * Decide one command and whatever it asks of other streams. Writes nothing but into `asked`.
+   * Decide one command and whatever it asks of other streams. Writes nothing but into `asked`: each decision has the state
+   * of its own stream as the ones before it left it, while `find` shows all read models and leases as they were before the
+   * command, until all of it is accepted.
    * @returns the result for the receipt, or why not
    */
   #decide(
@@ -334,12 +336,13 @@ export class Executor {
     payload: Record<string, unknown>,
     asked: Asked,
   ): { readonly result: object } | Refused {
-    const { name } = entry;
+    const { name, spec } = entry;
     const aggregate = entry.aggregate!;
     const { kind } = aggregate;
     const stream = `${kind}/${id}`;
     this.projections.needs(kind);
     const loaded = asked.streams.get(stream)?.after ?? this.#load(entry, stream);
+    if (loaded.version === 0 && !spec.creates) return missing(kind, id);
     const context: Context = {
       find: this.projections.find,
       id,
@@ -352,6 +355,8 @@ export class Executor {
     const decision = aggregate.decide[name]!(loaded.state as never, payload as never, context);
     if (isRefused(decision)) return decision;
     const { events, result = {}, also = [] } = "events" in decision ? decision : { events: decision };
+    // A renewal's key is forgotten with the next one: were there events, its retry would make them again.
+    if (spec.renews && events.length + also.length > 0) throw new Error(`${entry.type} does more than renew`);
     const scope = loaded.version === 0 ? aggregate.scope(id, payload, context.find) : loaded.scope;
     let { state, version } = loaded;
     for (const made of events) {
@@ -432,12 +437,12 @@ export class Executor {
       };
     });
     const committed = this.run(requests);
-    // Whatever still stands could not be ended: a projection has stopped, or the disk is full.
-    if (committed.refused === undefined)
-      for (const [index, { stream }] of due.entries())
-        if ("problem" in committed.outcomes[index]![0]!)
-          this.#leases.postpone(stream, this.clock.now() + POSTPONED_MS);
-    return committed;
+    // What still stands could not be ended, as when a projection has stopped: the others must not wait for it.
+    const until = this.clock.now() + POSTPONED_MS;
+    const refused = this.#aside(() => {
+      for (const lease of due) this.#leases.postpone(lease, until);
+    });
+    return { ...committed, refused: committed.refused ?? refused };
   }
 
   /** When the next lease ends, in milliseconds since the epoch; undefined when there is none. */
@@ -445,9 +450,27 @@ export class Executor {
     return this.#leases.next();
   }
 
-  /** Give every holder of a lease one whole ttl from now: nobody could renew until now. */
-  grace(): void {
-    this.#leases.grace(this.clock.now());
+  /**
+   * Give every holder of a lease one whole ttl from now: nobody could renew until now.
+   * @returns SQLite's code when the disk or the file refused it
+   * @throws OutcomeUnknown as `run` does
+   */
+  grace(): string | undefined {
+    return this.#aside(() => this.#leases.grace(this.clock.now()));
+  }
+
+  /** Write what belongs to no command. Returns SQLite's code when the disk or the file refused it. */
+  #aside(work: () => void): string | undefined {
+    try {
+      this.#commit(() => {
+        work();
+        return [];
+      });
+      return undefined;
+    } catch (error) {
+      if (!isStorageError(error)) throw error;
+      return error.code ?? "";
+    }
   }
 
   /** The kernel's own commands: they change no stream, and act once the commit has made them true. */
@@ -560,7 +583,7 @@ export class Executor {
       scope = { workspace_id: event.workspace_id, project_id: event.project_id };
     }
     const loaded = { state, version: rows.length, scope };
-    this.#remember(stream, loaded);
+    if (rows.length > 0) this.#remember(stream, loaded);
     return loaded;
   }
 

@@ -84,9 +84,11 @@ export class Leases {
       .all(now, limit);
   }
 
-  /** Look at a lease again later, because it could not be ended now. */
-  postpone(stream: string, until: number): void {
-    this.db.query("UPDATE leases SET expires_at = ? WHERE stream = ?").run(until, stream);
+  /** Look at a lease again later, if it is still due: it could not be ended now. */
+  postpone({ stream, epoch }: Due, until: number): void {
+    this.db
+      .query("UPDATE leases SET expires_at = ?1 WHERE stream = ?2 AND epoch = ?3 AND expires_at < ?1")
+      .run(until, stream, epoch);
   }
 
   /** Nobody could renew while the daemon was not there: every holder gets one whole ttl from now (SPEC §8). */

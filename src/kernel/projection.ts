@@ -12,6 +12,7 @@ import type { Line, LogReader } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
 import {
   asDeclared,
+  BESIDE,
   conditions,
   createTables,
   NEXT,
@@ -138,7 +139,7 @@ export class Projections {
         return row as never;
       },
       all: (name, where, order) => {
-        const key = this.#byTable.get(name)?.aggregate.readModel.tables[name]?.key ?? [];
+        const { key } = this.#byTable.get(name)?.aggregate.readModel.tables[name] ?? BESIDE[name]!;
         const { statement, values } = select(name, where, ordered(key, order as Order<Row>));
         return statement.all(...values) as never;
       },

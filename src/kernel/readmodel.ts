@@ -6,11 +6,11 @@ import type { Database } from "bun:sqlite";
 import type { Order, Read, TableSpec } from "./aggregate.ts";
 import type { Registry } from "./registry.ts";
 import { DEFAULT_PAGE } from "./schema.ts";
-import { conditions, ordered, type Row, type Value } from "./table.ts";
+import { BESIDE, conditions, ordered, type Row, type Value } from "./table.ts";
 
 /** Read models for queries, on a connection that only reads: every answer is one snapshot. */
 export class ReadModels {
-  readonly #tables = new Map<string, TableSpec>();
+  readonly #tables = new Map<string, Pick<TableSpec, "key" | "hidden">>(Object.entries(BESIDE));
 
   constructor(
     readonly db: Database,
@@ -39,7 +39,7 @@ export class ReadModels {
     one: (name, where) =>
       this.#select(name, where, "", [], " LIMIT 1").map((row) => this.#shown(name, row))[0] as never,
     all: (name, where, order) =>
-      this.#select(name, where, "", [], ordered(this.#tables.get(name)?.key ?? [], order as Order<Row>)).map(
+      this.#select(name, where, "", [], ordered(this.#tables.get(name)!.key, order as Order<Row>)).map(
         (row) => this.#shown(name, row),
       ) as never,
     page: (name, where, params, by) => {
@@ -70,7 +70,7 @@ export class ReadModels {
 
   /** A row as answers show it. */
   #shown(name: string, row: Row): Row {
-    for (const column of this.#tables.get(name)?.hidden ?? []) delete row[column];
+    for (const column of this.#tables.get(name)!.hidden) delete row[column];
     return row;
   }
 }

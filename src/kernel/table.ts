@@ -13,6 +13,15 @@ export type Row = Record<string, Value>;
 /** The tables of a generation that is being built stand beside the serving ones under this suffix. */
 export const NEXT = "__next";
 
+/** The tables that look-ups see beside the read models: of this moment and this machine, made by a migration. */
+export const BESIDE: Readonly<Record<string, Pick<TableSpec, "key" | "hidden">>> = {
+  leases: {
+    key: ["stream"],
+    hidden: ["grace", "renewal_principal", "renewal_key", "renewal_fingerprint", "renewal_receipt"],
+  },
+  blobs: { key: ["digest"], hidden: [] },
+};
+
 /** The names of a table's columns, in the order of its spec. */
 export function columnsOf(spec: TableSpec): string[] {
   return Object.keys(spec.row.properties);
@@ -83,10 +92,11 @@ export function conditions(
       also(`${column} IS ?`, value as Value);
       continue;
     }
-    const { oneOf, ...bounds } = value as Range<Value>;
-    if (oneOf) also(`${column} IN (${oneOf.map(() => "?").join(", ")})`, ...oneOf);
-    for (const bound in bounds)
-      also(`${column} ${COMPARED[bound as keyof typeof COMPARED]} ?`, bounds[bound as keyof typeof bounds]!);
+    for (const [bound, limit] of Object.entries(value as Range<Value>)) {
+      if (Array.isArray(limit)) also(`${column} IN (${limit.map(() => "?").join(", ")})`, ...limit);
+      else if (limit !== undefined) also(`${column} ${COMPARED[bound as keyof typeof COMPARED]} ?`, limit);
+      else if (!optional) throw new Error(`no value for a bound of the column ${column}`);
+    }
   }
   return { sql, values };
 }

@@ -492,7 +492,7 @@ describe("the state that is held", () => {
       }),
       { seed, numRuns: 60 },
     );
-  });
+  }, 60_000);
 
   test("may be forgotten for other streams and is folded again", () => {
     const { kernel, counter_id, add } = withCounter();

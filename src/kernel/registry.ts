@@ -3,7 +3,8 @@
  * kernel's own types. Routes, CLI, client types, schemas/ and OpenAPI are made from it.
  *
  * Always holds (checked here, at every start): every older version has an unbroken chain of upcasters to the current one; no
- * two things have one name; a command that does not make its subject names it by `<kind>_id`.
+ * two things have one name; a command that does not make its subject names it by `<kind>_id`, or says how it is chosen;
+ * only what has a lease can renew it, and only the daemon ends it.
  */
 import { type TObject, Type } from "typebox";
 import type {
@@ -86,6 +87,14 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
       checkChain(type, spec.version, spec.older);
       if (!spec.creates && !(`${aggregate.kind}_id` in spec.payload.properties))
         throw new Error(`${type} does not name its subject: its payload has no ${aggregate.kind}_id`);
+      if (
+        !spec.creates &&
+        !spec.payload.required?.includes(`${aggregate.kind}_id`) &&
+        !aggregate.choose?.[name]
+      )
+        throw new Error(`${type} does not always name its subject, and nothing chooses one`);
+      if (spec.renews && !aggregate.lease)
+        throw new Error(`${type} renews, but ${aggregate.kind} has no lease`);
       add(spec.internal ? internal : commands, type, { type, spec, aggregate, name });
     }
     if (aggregate.lease && !aggregate.commands[aggregate.lease.expire]?.internal)

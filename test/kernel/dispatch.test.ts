@@ -4,6 +4,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import { type TSchema, Type } from "typebox";
+import { command } from "../../src/kernel/aggregate.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import { type Answer, type Caller, dispatcher, fromText } from "../../src/kernel/dispatch.ts";
 import { fingerprint } from "../../src/kernel/idempotency.ts";
@@ -11,7 +12,8 @@ import { LogReader } from "../../src/kernel/log.ts";
 import { isProblem, type Problem, problem } from "../../src/kernel/problems.ts";
 import { ReadModels } from "../../src/kernel/readmodel.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
-import { matches, object } from "../../src/kernel/schema.ts";
+import { Id, matches, object } from "../../src/kernel/schema.ts";
+import { allSchemas } from "../../src/kernel/schemas.ts";
 import { Hub } from "../../src/kernel/stream.ts";
 import { system } from "../../src/kernel/system.ts";
 import { kernel, uuid } from "../support/given.ts";
@@ -23,8 +25,8 @@ const bob: Caller = { actor: { id: "bob", kind: "ci" }, principal: "uid:2" };
 const eve: Caller = { actor: { id: "eve", kind: "user" }, principal: "uid:1" };
 
 /** A kernel with its dispatcher. */
-function start() {
-  const it = kernel(buildRegistry([ticket], system));
+function start(aggregate: unknown = ticket) {
+  const it = kernel(buildRegistry([aggregate], system));
   const reader = new LogReader(openForReading(it.path));
   const hub = new Hub(reader, it.registry, it.log_id);
   let closed: Problem | undefined;
@@ -365,6 +367,25 @@ describe("parameters from a URL", () => {
       expect(Object.getPrototypeOf(params)).toBe(Object.prototype);
     }
   });
+});
+
+test("a command that only the daemon gives is not known to who sends it, alone, in a batch or as a hint", async () => {
+  const it = start({
+    ...ticket,
+    commands: { ...ticket.commands, forget: command({ ticket_id: Id }, "Forget it.", { internal: true }) },
+    decide: { ...ticket.decide, forget: () => [{ type: "closed", payload: {} }] },
+  });
+  const ticket_id = receipt(await it.send("ticket.open", now)).subject.id;
+  const sent = refusal(await it.send("ticket.forget", { ticket_id }));
+  expect(sent).toMatchObject({ code: "unknown_command" });
+  expect(refusal(await it.send("ticket.forged", { ticket_id })).hint).not.toContain("ticket.forget");
+  for (const atomic of [true, false]) {
+    const each = { type: "ticket.forget", payload: { ticket_id }, idempotency_key: "k" };
+    const answer = await it.dispatch.batch({ atomic, commands: [each] }, ada);
+    expect(JSON.stringify(answer)).toContain('"unknown_command"');
+  }
+  expect(it.head()).toBe(1);
+  expect([...allSchemas(it.registry).keys()].filter((name) => name.includes("forget"))).toEqual([]);
 });
 
 test("the kernel's own commands are accepted in their own words and have no stream", async () => {

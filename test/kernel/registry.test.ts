@@ -70,6 +70,25 @@ describe("a registry is not built from", () => {
     );
   });
 
+  test("a command that may leave its subject out, when nothing chooses one", () => {
+    const commands = { close: command({ ticket_id: Type.Optional(Type.String()) }, "x") };
+    expect(build(withParts({ commands }))).toThrow("ticket.close does not always name its subject");
+    expect(build(withParts({ commands, choose: { close: () => "" } }))).not.toThrow();
+  });
+
+  test("a renewal of what has no lease, and a lease that anybody may end", () => {
+    const subject = { ticket_id: Type.String() };
+    const lease = { of: () => undefined, expire: "end" };
+    const end = command(subject, "x", { internal: true });
+    const hold = command(subject, "x", { renews: true });
+    expect(build(withParts({ commands: { hold } }))).toThrow("ticket.hold renews, but ticket has no lease");
+    expect(build(withParts({ commands: { hold, end }, lease }))).not.toThrow();
+    for (const commands of [{ hold }, { hold, end: command(subject, "x") }])
+      expect(build(withParts({ commands, lease }))).toThrow(
+        "ticket.end ends a lease, so it must be internal",
+      );
+  });
+
   test("a chain of versions with a hole, for events and for commands", () => {
     const step = { payload: object({}), up: () => ({}) };
     const holes = [

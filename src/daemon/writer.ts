@@ -26,8 +26,8 @@ const WAL_ALARM_BYTES = 256 << 20;
 const LONGEST_MS = 60_000;
 /** How long the timer waits after the disk refused what it had to write. */
 const REFUSED_MS = 1_000;
-/** A timer that rings later than this was not on time because the machine slept. */
-const ASLEEP_MS = 5_000;
+/** A timer that rings so much later than it was set for says that nothing ran, so nobody could renew. */
+const LATE_MS = 1_000;
 /** A page with its header, as the WAL holds it. */
 const FRAME_BYTES = 4_096 + 24;
 
@@ -122,29 +122,34 @@ function writerOn(db: Database, start_id: string) {
   }
 
   let timer: ReturnType<typeof setTimeout> | undefined;
-  let rings = Number.POSITIVE_INFINITY;
-  /** Set the one timer to when the next lease ends. */
+  /** When the timer is to ring. */
+  let rings = 0;
+  /** Holders could not renew for a while, and each is still owed one whole ttl before any lease ends (SPEC §8). */
+  let owed = executor.grace() !== undefined;
+  /** Set the one timer to when the next lease ends, but not sooner than in so many milliseconds. */
   function arm(soonest = 0) {
     const end = executor.nextEnd();
-    const at = end === undefined ? Number.POSITIVE_INFINITY : Math.min(end, systemClock.now() + LONGEST_MS);
-    if (at === rings || (end !== undefined && timer !== undefined && rings <= end)) return;
+    const now = systemClock.now();
+    const at = end === undefined ? Number.POSITIVE_INFINITY : Math.max(end, now + soonest);
+    // One that rings too soon is set again then: cheaper than a new one for every batch.
+    if (timer !== undefined && rings <= at) return;
     clearTimeout(timer);
-    rings = at;
-    timer =
-      end === undefined ? undefined : setTimeout(guarded, Math.max(soonest, at - systemClock.now()), rang);
+    rings = Math.min(at, now + LONGEST_MS);
+    timer = end === undefined ? undefined : setTimeout(guarded, rings - now, rang);
   }
   function rang() {
-    // Much too late: the machine slept, or this process was stopped, and so nobody could renew.
-    if (systemClock.now() - rings > ASLEEP_MS) executor.grace();
+    // Much too late: the machine slept, this process was stopped, or the disk kept it busy.
+    if (systemClock.now() - rings > LATE_MS) owed = true;
     timer = undefined;
-    rings = Number.POSITIVE_INFINITY;
-    const committed = executor.expire();
+    if (owed) owed = executor.grace() !== undefined;
+    const committed = owed ? undefined : executor.expire();
     if (committed) tell(null, committed);
-    // A disk that is full is not asked again at once.
-    arm(committed?.refused === undefined ? 0 : REFUSED_MS);
+    // A disk that refuses this refuses renewals as well, and is not asked again at once.
+    if (committed?.refused !== undefined) owed = true;
+    arm(owed ? REFUSED_MS : 0);
+    tidy();
   }
-  executor.grace();
-  arm();
+  arm(owed ? REFUSED_MS : 0);
 
   return {
     log_id,

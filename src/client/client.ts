@@ -4,10 +4,11 @@
  * Always holds: a refusal is a value and never retried; an answer that was lost is asked for again under the same key
  * until the deadline, so a command is carried out once however often it travels. Commands and queries go as envelopes
  * in a JSON body, never through a query string, so nothing is turned into text and back. Nothing of the
- * server is loaded: Elysia and the schemas are types here. Streams are in tail.ts.
+ * server is loaded: Elysia and the schemas are types here. Event streams are in tail.ts.
  */
 import { treaty } from "@elysiajs/eden/treaty2";
 import type { App } from "../http/app.ts";
+import type { StoredBytes } from "../http/artifacts.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import {
   addressOf,
@@ -105,6 +106,22 @@ export interface Client {
   batch(commands: readonly BatchCommand[], options?: BatchOptions): Promise<BatchAnswer | Problem>;
   /** Send an envelope that the compiler knows nothing about. A command needs its key in it: see `freshKey`. */
   send(envelope: LooseEnvelope, options?: CallOptions): Promise<object | Problem>;
+  /**
+   * Send the bytes of an artifact (SPEC §8). They are streamed: a file is `Bun.file(path)`. Sending them again does no harm,
+   * so a lost answer is asked for again, except where they come from a stream, which can be read only once.
+   * @param digest `sha256:` and the hexadecimal SHA-256 of exactly these bytes
+   * @returns once they are durable
+   */
+  upload(
+    digest: string,
+    body: Blob | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array>,
+    options?: CallOptions,
+  ): Promise<StoredBytes | Problem>;
+  /**
+   * Read the bytes of an artifact.
+   * @returns a response whose body is to be read, and checked against the digest, by the caller
+   */
+  download(digest: string, options?: CallOptions): Promise<Response | Problem>;
   /** Every route, typed, as Eden has it: one request, no retry, and text stays text. */
   readonly api: Api;
 }
@@ -126,6 +143,8 @@ export function connect(target: Target, { start }: ClientOptions = {}): Client {
     parseDate: false,
   });
   const commands = api.v1.commands;
+  const direct = fetchFrom(target);
+  const urlOf = (digest: string) => `${baseOf(target)}/v1/artifacts/${encodeURIComponent(digest)}`;
 
   const send = (envelope: LooseEnvelope, options: CallOptions = {}) => {
     const keys = envelope.idempotency_key === undefined ? [] : [envelope.idempotency_key];
@@ -148,6 +167,27 @@ export function connect(target: Target, { start }: ClientOptions = {}): Client {
       const envelope = { ...rest, type, payload: params ?? {} };
       return send(envelope, callOptions(timeout_ms, signal)) as Promise<Ask<T> | Problem>;
     },
+    async upload(digest, body, options = {}) {
+      const put = async (init: RequestInit): Promise<Answered> => {
+        const response = await direct(urlOf(digest), { ...init, method: "PUT", body });
+        return read(response, await response.json());
+      };
+      if (!(body instanceof ReadableStream))
+        return insist(target, start, [], options, put) as Promise<StoredBytes | Problem>;
+      const { timeout_ms, signal } = options;
+      const clock = timeout_ms === undefined ? undefined : AbortSignal.timeout(timeout_ms);
+      const signals = [signal, clock].filter((each) => each !== undefined);
+      const answered = await attempted(() => put({ signal: AbortSignal.any(signals) }));
+      signal?.throwIfAborted();
+      if (clock?.aborted && !answered.response) return timedOut(target, timeout_ms!);
+      const tried = judge(target, answered);
+      return ("done" in tried ? tried.done : tried.again) as StoredBytes | Problem;
+    },
+    download: (digest, options = {}) =>
+      insist(target, start, [], options, async (init) => {
+        const response = await direct(urlOf(digest), { ...init, method: "GET" });
+        return read(response, response.ok ? response : await response.json());
+      }) as Promise<Response | Problem>,
     batch(given, { atomic = false, ...options } = {}) {
       const keyed = given.map((each) => ({ ...each, idempotency_key: each.idempotency_key ?? freshKey() }));
       const keys = keyed.map((each) => each.idempotency_key);
@@ -167,6 +207,11 @@ interface Answered {
   readonly data: unknown;
   readonly error: { readonly value: unknown } | null;
   readonly response: Response | undefined;
+}
+
+/** What a route answered that Eden does not know how to ask. */
+function read(response: Response, value: unknown): Answered {
+  return response.ok ? { data: value, error: null, response } : { data: null, error: { value }, response };
 }
 
 /** One attempt: the end of the call, or why to try again and, where the daemon said so, after how many milliseconds. */

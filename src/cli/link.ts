@@ -12,7 +12,7 @@ import {
   type LooseEnvelope,
   type Target,
 } from "../client/client.ts";
-import { baseOf, codeOf, failureOf, fetchFrom, unavailable } from "../client/transport.ts";
+import { baseOf, codeOf, failureOf, fetchFrom, ownToken, unavailable } from "../client/transport.ts";
 import type { Ask, CommandType, Params, Payload, QueryType, Receipt } from "../client/types.ts";
 import { type Paths, paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
@@ -47,20 +47,24 @@ export interface Link {
 /**
  * The link of one verb.
  * @param values what the user chose about it
+ * @param credential who asks: the session that this process belongs to, if any, when absent; `{}` is the user
  */
-export function daemonLink(values: Partial<Asking & Changing>): Link {
+export function daemonLink(
+  values: Partial<Asking & Changing>,
+  credential: { readonly token?: string } = ownToken(process.env),
+): Link {
   const here = paths();
   const calls: CallOptions = values.timeout === undefined ? {} : { timeout_ms: values.timeout };
-  let target: Target = { socket: here.socket };
+  let target = { socket: here.socket, ...credential };
   let client = clientOf(target);
 
   /** The daemon may listen elsewhere: the runtime folder of the shell that started it is another one. */
-  function clientOf(at: { readonly socket: string }): Client {
+  function clientOf(at: typeof target): Client {
     return connect(at, {
       start: async () => {
         const socket = await (values["no-spawn"] ? find(here) : start(here, values.timeout ?? START_MS));
         if (isProblem(socket) || socket === at.socket) return isProblem(socket) ? socket : undefined;
-        target = { socket };
+        target = { socket, ...credential };
         return MOVED;
       },
     });
@@ -71,7 +75,7 @@ export function daemonLink(values: Partial<Asking & Changing>): Link {
       values["trace-id"] === undefined ? envelope : { ...envelope, trace_id: values["trace-id"] };
     const answer = await client.send(traced, calls);
     if (answer !== MOVED) return hinted(answer);
-    client = clientOf(target as { socket: string });
+    client = clientOf(target);
     return hinted(await client.send(traced, calls));
   }
 

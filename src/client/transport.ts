@@ -7,8 +7,19 @@
  */
 import { type Problem, problem } from "../kernel/problems.ts";
 
-/** A daemon's address: its Unix socket (an absolute path), or HTTP(S) with a bearer token. */
-export type Target = { readonly socket: string } | { readonly url: string; readonly token?: string };
+/**
+ * A daemon's address: its Unix socket (an absolute path), or HTTP(S); with the bearer token to send, if any. On the socket
+ * a request without one is the daemon's user's own.
+ */
+export type Target =
+  | { readonly socket: string; readonly token?: string }
+  | { readonly url: string; readonly token?: string };
+
+/** The token of the session that this process belongs to (`MP_TOKEN`), as a part of its target. */
+export function ownToken(env: Readonly<Record<string, string | undefined>>): { readonly token?: string } {
+  // What is no token at all must be refused by the daemon, and not break the request.
+  return env.MP_TOKEN ? { token: env.MP_TOKEN.replace(/[^!-~]/g, "?") } : {};
+}
 
 /** The address as messages show it: without path, user or token. */
 export function addressOf(target: Target): string {
@@ -27,15 +38,13 @@ export function baseOf(target: Target): string {
  */
 export function fetchFrom(target: Target): (url: string, init: RequestInit) => Promise<Response> {
   const common = { redirect: "manual", timeout: false } as const;
-  if ("socket" in target) {
-    const { socket: unix } = target;
-    return (url, init) => fetch(url, { ...init, ...common, unix });
-  }
-  const authorization = target.token === undefined ? {} : { authorization: `Bearer ${target.token}` };
-  const direct = isLoopback(target.url) ? ({ proxy: false } as const) : {};
+  const direct = "url" in target && isLoopback(target.url) ? ({ proxy: false } as const) : {};
+  const way = "socket" in target ? { unix: target.socket } : direct;
+  if (target.token === undefined) return (url, init) => fetch(url, { ...init, ...common, ...way });
+  const authorization = `Bearer ${target.token}`;
   return (url, init) => {
-    const headers = { ...(init.headers as Record<string, string> | undefined), ...authorization };
-    return fetch(url, { ...init, ...common, ...direct, headers });
+    const headers = { ...(init.headers as Record<string, string> | undefined), authorization };
+    return fetch(url, { ...init, ...common, ...way, headers });
   };
 }
 

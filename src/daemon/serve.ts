@@ -28,6 +28,8 @@ import { type Paths, prepare } from "./paths.ts";
 import { WriteQueue } from "./queue.ts";
 import { Store } from "./store.ts";
 import { systemAnswers } from "./system.ts";
+import { sessionTokens } from "./tokens.ts";
+import { sessionVariables } from "./variables.ts";
 
 /** What requests, streams and jobs hear once the daemon is stopping. */
 const STOPPING = problem("overloaded", "the daemon is stopping", {
@@ -47,6 +49,7 @@ export type Served =
 export async function serve(paths: Paths): Promise<Served | Problem> {
   // Before anything is made: the socket must never be open to others, not even for a moment (SPEC §10).
   process.umask(0o077);
+  for (const name of sessionVariables) delete process.env[name];
   const refusal = prepare(paths);
   if (refusal) return refusal;
   const claim = await claimDaemon(paths);
@@ -113,7 +116,9 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   const jobs = new Jobs(paths.database);
   let stopping = false;
   const closed = () => (stopping ? STOPPING : undefined);
-  const gate = socketGate(userName(), process.getuid?.() ?? 0);
+  const user = userName();
+  const tokens = sessionTokens({ keys: paths.keys, db: reader.db, registry, user });
+  const gate = socketGate(user, process.getuid?.() ?? 0, tokens.caller);
   const dispatch = dispatcher({
     closed,
     now: systemClock.now,
@@ -121,7 +126,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
     submit: (request) => queue.submit(request),
     readModels: new ReadModels(reader.db, registry),
     hub,
-    systemQueries: systemAnswers({ info, registry, hub, queue, jobs, database: paths.database }),
+    systemQueries: systemAnswers({ info, registry, hub, queue, jobs, tokens, database: paths.database }),
   });
   store = new Store({
     folder: paths.artifacts,

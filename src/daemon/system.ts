@@ -3,8 +3,9 @@
  * kernel/system.ts; a query that is declared there and not answered here does not compile.
  */
 import { statSync } from "node:fs";
+import type { Caller, SystemQuery } from "../kernel/dispatch.ts";
 import { badCursor, bodyOf, eventPage, type PageParams } from "../kernel/page.ts";
-import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { isProblem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 import { DEFAULT_PAGE } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
@@ -14,10 +15,9 @@ import { COMMIT } from "../version.ts";
 import type { DaemonInfo } from "./info.ts";
 import type { Jobs } from "./jobs.ts";
 import type { WriteQueue } from "./queue.ts";
+import type { SessionTokens } from "./tokens.ts";
 
-type Answers = {
-  readonly [T in keyof typeof systemQueries]: (params: never) => object | Problem | Promise<object | Problem>;
-};
+type Answers = { readonly [T in keyof typeof systemQueries]: SystemQuery };
 
 interface Paging {
   readonly limit?: number;
@@ -31,9 +31,10 @@ export function systemAnswers(daemon: {
   hub: Hub;
   queue: WriteQueue;
   jobs: Jobs;
+  tokens: SessionTokens;
   database: string;
 }): Answers {
-  const { info, registry, hub, queue, jobs, database } = daemon;
+  const { info, registry, hub, queue, jobs, tokens, database } = daemon;
   const size = (path: string) => statSync(path, { throwIfNoEntry: false })?.size ?? 0;
   // The writer tells of changes of status only; whoever serves is written with the log, so it is at its head.
   const projections = () =>
@@ -93,6 +94,14 @@ export function systemAnswers(daemon: {
       return { as_of_seq, ok: items.every((item) => item.ok), items };
     },
     "log.verify": () => jobs.run("log.verify"),
+    "token.session": ({ session_id }: { session_id: string }, { actor }: Caller) => {
+      if (actor.kind === "session")
+        return problem("policy_denied", "a session cannot ask for a session's token", {
+          hint: "ask for it as the daemon's user: without MP_TOKEN in the environment",
+        });
+      const minted = tokens.mint(session_id);
+      return isProblem(minted) ? minted : { as_of_seq: hub.head, ...minted };
+    },
     "schema.list": (params: Paging) =>
       page(
         [...allSchemas(registry)].map(([name, schema]) => ({

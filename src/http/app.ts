@@ -20,7 +20,7 @@ import { answerText, json, refused, respond } from "./answers.ts";
 import { type Bytes, getArtifact, putArtifact, type StoredBytes } from "./artifacts.ts";
 import { eventsParams, getEvents } from "./events.ts";
 import { openApi } from "./openapi.ts";
-import { type Gate, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
+import { type Gate, oneLook, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";
 import { connection } from "./stream.ts";
 
 /** Live streams and sockets at most, when nobody says otherwise (SPEC §10). */
@@ -56,11 +56,12 @@ export function app({
   hub,
   bytes,
   health,
-  gate,
+  gate: undoubted,
   onBug,
   streams = MAX_STREAMS,
 }: Parts) {
   const dispatch = defended(undefended, onBug);
+  const gate = oneLook(undoubted);
   const noSuchRoute = problem("not_found", "there is no such route with that method", {
     hint: "see /openapi.json",
   });
@@ -134,7 +135,9 @@ export function app({
     .get(
       "/v1/queries/:type",
       async ({ params, request }): Promise<object> =>
-        respond(await dispatch.query(params.type, searchOf(request), traceOf(request))),
+        respond(
+          await dispatch.query(params.type, searchOf(request), callerOf(gate, request), traceOf(request)),
+        ),
     )
     .get("/v1/events", ({ request, server }) => {
       server?.timeout(request, 0);
@@ -156,7 +159,9 @@ export function app({
     .get(
       "/v1/schemas",
       async ({ request }): Promise<object> =>
-        respond(await dispatch.query("schema.list", searchOf(request), traceOf(request))),
+        respond(
+          await dispatch.query("schema.list", searchOf(request), callerOf(gate, request), traceOf(request)),
+        ),
     )
     .get("/v1/schemas/:name", ({ params, request }): object => {
       const found = allSchemas(registry).get(params.name.replace(/\.json$/, ""));
@@ -205,7 +210,7 @@ function defended(dispatch: Dispatch, onBug: Parts["onBug"]): Dispatch {
       dispatch.one(value, caller, trace_id).catch((error: unknown) => answer(error, trace_id)),
     batch: (value, caller, trace_id) =>
       dispatch.batch(value, caller, trace_id).catch((error: unknown) => ({ problem: bug(error, trace_id) })),
-    query: (type, search, trace_id) =>
-      dispatch.query(type, search, trace_id).catch((error: unknown) => answer(error, trace_id)),
+    query: (type, search, caller, trace_id) =>
+      dispatch.query(type, search, caller, trace_id).catch((error: unknown) => answer(error, trace_id)),
   };
 }

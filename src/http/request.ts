@@ -84,8 +84,32 @@ export function originRefusal(request: Request): Problem | undefined {
  * (SPEC §10). A browser cannot open it, so a request with an Origin is somebody's detour and is refused.
  * @param user the name of the user that runs the daemon
  * @param uid its number, which scopes idempotency keys
+ * @param bearer who an Authorization header stands for; without it, and without the header, it is the user
  */
-export function socketGate(user: string, uid: number): Gate {
+export function socketGate(
+  user: string,
+  uid: number,
+  bearer: (authorization: string) => Caller | Problem = () =>
+    problem("unauthorized", "no token is known here"),
+): Gate {
   const caller: Caller = { actor: { id: user, kind: "user" }, principal: `uid:${uid}` };
-  return (request) => originRefusal(request) ?? caller;
+  return (request) => {
+    const refusal = originRefusal(request);
+    if (refusal) return refusal;
+    const authorization = request.headers.get("authorization");
+    return authorization === null ? caller : bearer(authorization);
+  };
+}
+
+/** A gate that looks at each request once, however often it is asked about it. */
+export function oneLook(gate: Gate): Gate {
+  const seen = new WeakMap<Request, Caller | Problem>();
+  return (request) => {
+    let found = seen.get(request);
+    if (found === undefined) {
+      found = gate(request);
+      seen.set(request, found);
+    }
+    return found;
+  };
 }

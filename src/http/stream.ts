@@ -57,7 +57,7 @@ export interface Connection {
 
 /**
  * One socket's life.
- * @param caller who opened it
+ * @param caller who opened it; a credential that ends meanwhile ends its requests, not the frames under way
  * @param onBug told of what should not happen; the client only hears `internal`
  * @param closed called at its end
  */
@@ -207,6 +207,8 @@ export function connection(
     const errors = schemaErrors(RequestId, request_id, "/request_id");
     if (errors.length > 0) return refuse(null, invalidSchema(errors, freshTrace()));
     const id = request_id as string;
+    const ended = caller.ended?.();
+    if (ended) return refuse(id, ended);
     if (envelope.type === "events.subscribe") {
       const refusal = subscribe(value, id);
       if (refusal) refuse(id, refusal);

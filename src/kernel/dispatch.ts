@@ -21,6 +21,8 @@ export interface Caller {
   readonly actor: Actor;
   /** Scope of idempotency keys. */
   readonly principal: string;
+  /** Why the credential is good no more; where a connection outlives a request it is asked again for each. */
+  readonly ended?: () => Problem | undefined;
 }
 
 const TRACE_ID = /^(?!0{32})[0-9a-f]{32}$/;
@@ -63,7 +65,7 @@ export type Answer =
   | { readonly kind: "problem"; readonly problem: Problem };
 
 /** Answers one of the kernel's own queries. */
-export type SystemQuery = (params: never) => object | Problem | Promise<object | Problem>;
+export type SystemQuery = (params: never, caller: Caller) => object | Problem | Promise<object | Problem>;
 
 export interface Dispatch {
   /** Before anything is read: a problem when the daemon is stopping, or the log does not reach `min_seq` in time. */
@@ -77,7 +79,7 @@ export interface Dispatch {
     trace_id?: string,
   ): Promise<{ answers: Answer[] } | { problem: Problem }>;
   /** A query with parameters that came as text, as a URL has them. */
-  query(type: string, search: URLSearchParams, trace_id?: string): Promise<Answer>;
+  query(type: string, search: URLSearchParams, caller: Caller, trace_id?: string): Promise<Answer>;
 }
 
 /**
@@ -162,7 +164,12 @@ export function dispatcher(parts: {
     });
   }
 
-  async function ask(entry: QueryEntry, params: Record<string, unknown>, trace_id: string): Promise<Answer> {
+  async function ask(
+    entry: QueryEntry,
+    params: Record<string, unknown>,
+    caller: Caller,
+    trace_id: string,
+  ): Promise<Answer> {
     const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
     const errors = schemaErrors(entry.params, params, "/payload");
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
@@ -172,7 +179,7 @@ export function dispatcher(parts: {
       if (notYet) return refuse(notYet);
     }
     if (!entry.reads) {
-      const result = await parts.systemQueries[entry.type]!(own as never);
+      const result = await parts.systemQueries[entry.type]!(own as never, caller);
       return isProblem(result) ? refuse(result) : { kind: "result", result };
     }
     const { kind, run } = entry.reads;
@@ -215,7 +222,7 @@ export function dispatcher(parts: {
           .filter((name) => envelope[name] !== undefined)
           .map((name) => ({ pointer: `/${name}`, message: "is not taken by a query" }));
         if (extra.length > 0) return { kind: "problem", problem: invalidSchema(extra, trace_id) };
-        return ask(entry, envelope.payload, trace_id);
+        return ask(entry, envelope.payload, caller, trace_id);
       }
       const command = prepare(envelope, caller, trace_id);
       if (isProblem(command)) return { kind: "problem", problem: command };
@@ -275,7 +282,7 @@ export function dispatcher(parts: {
       };
     },
 
-    async query(type, search, given) {
+    async query(type, search, caller, given) {
       const trace_id = traceOf(undefined, given);
       const entry = registry.queries.get(type);
       if (!entry) {
@@ -283,7 +290,7 @@ export function dispatcher(parts: {
         const hint = registry.commands.has(type) ? "it is a command: POST it to /v1/commands" : found.hint;
         return { kind: "problem", problem: { ...found, hint } };
       }
-      return ask(entry, fromText(entry.params.properties, search), trace_id);
+      return ask(entry, fromText(entry.params.properties, search), caller, trace_id);
     },
   };
 }

@@ -168,6 +168,11 @@ export const systemQueries = {
       first_bad: nullable(object({ seq_global: Seq, problem: Type.String() })),
     }),
   ),
+  "token.session": shape(
+    "Make the token with which the commands of a session's processes are recorded as its own.",
+    { session_id: Id },
+    object({ as_of_seq: Seq, token: Type.String(), session_id: Id, epoch: Position }),
+  ),
   "schema.list": shape("List the commands, queries and events with their versions.", {}, pageOf(SchemaEntry)),
   "schema.get": shape(
     "Show a JSON Schema.",

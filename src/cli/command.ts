@@ -41,6 +41,8 @@ export interface Arg {
   readonly negatable?: boolean;
   /** The environment variable that stands in when the flag is not given. */
   readonly env?: string;
+  /** For help: the environment variable that the verb itself looks at when the argument is not given. */
+  readonly fallback?: string;
   /** Not in help. */
   readonly hidden?: boolean;
 }

@@ -1,37 +1,93 @@
 /**
  * The verbs of every aggregate, made from the registry (SPEC §12): a new command or query in a domain file is a new
- * verb, with its help, without a line here. `columns` and `docs` are the only hints, and there are rules without them.
+ * verb, with its help, without a line here. `columns`, `docs` and `examples` are the only hints, and there are rules
+ * without them. What a noun has beyond its registry (`mp session tree`) is in a file of its own, made of the same parts.
  */
 import { aggregates } from "../domain/index.ts";
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import { buildRegistry, type CommandEntry, type QueryEntry, type Registry } from "../kernel/registry.ts";
+import { buildRegistry, type Registry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
-import { asking, changing, type Ending, type Noun, type Verb, verb } from "./command.ts";
-import {
-  argsOf,
-  type Field,
-  fieldsOf,
-  kebab,
-  listFields,
-  narrowing,
-  type Plain,
-  pointersOf,
-} from "./fields.ts";
+import { type Args, asking, changing, type Ending, type Noun, type Verb, verb } from "./command.ts";
+import { type Field, kebab, type Plain } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
-import { idOf } from "./names.ts";
 import { type Column, note, type Output, plain, type Shape } from "./output.ts";
-import { labelOf } from "./parse.ts";
+import { resultsOf, type Values, type Wanted, wantedBy } from "./payload.ts";
 
 /** The columns a terminal shows, where the general rule would choose worse ones. */
-const columns: Readonly<Record<string, readonly string[]>> = {
+const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
   workspace: ["name", "status", "root_path", "workspace_id"],
   project: ["name", "status", "repo_path", "project_id"],
+  session: [
+    { name: "agent_name", title: "AGENT" },
+    "title",
+    "status",
+    "waiting_for",
+    { name: "updated_at", title: "CHANGED", as: "age" },
+    "session_id",
+  ],
+  worktree: [
+    "path",
+    "branch",
+    "status",
+    { name: "writer_status", title: "LOCK" },
+    { name: "writer_session_id", title: "WRITER", as: "short" },
+    "worktree_id",
+  ],
+  task: [
+    { name: "priority", title: "PRIO", as: "priority" },
+    "title",
+    "status",
+    "stage",
+    { name: "claim_session_id", title: "CLAIMED BY", as: "short" },
+    { name: "updated_at", title: "CHANGED", as: "age" },
+    "task_id",
+  ],
+  board: ["name", { name: "created_at", title: "CREATED", as: "age" }, "board_id"],
+  artifact: ["name", "media_type", { name: "size", as: "bytes" }, "status", "artifact_id"],
 };
 
 /** What the nouns are about, for help. */
 const docs: Readonly<Record<string, string>> = {
   workspace: "Workspaces: the places where projects live.",
   project: "Projects: the repositories and folders of a workspace.",
+  session: "Sessions: runs of agents, people and CI jobs, as a tree.",
+  worktree: "Worktrees: folders that many sessions see and one writes to.",
+  task: "Tasks: work that is claimed, done once, and tried again.",
+  board: "Boards: lanes of cards, each for a task, a session or another thing.",
+  artifact: "Artifacts: files by their content, and what they belong to.",
+};
+
+/** Command lines that say more than the flags do. */
+const examples: Readonly<Record<string, readonly string[]>> = {
+  "session.spawn": [
+    "mp session spawn --workspace demo --agent claude --agent-model large --title 'fix the build'",
+  ],
+  "session.report_status": ["mp session report-status SESSION waiting --waiting-for approval"],
+  "session.end": ["mp session end SESSION completed --summary 'all tests pass'"],
+  "session.fork": ["mp session fork SESSION new_worktree --title 'another way'"],
+  "worktree.attach": ["mp worktree attach ../core-fix write --session SESSION"],
+  "worktree.lock_writer": ["mp worktree lock-writer ../core-fix --session SESSION --ttl-ms 5m"],
+  "worktree.steal_writer": [
+    "mp worktree steal-writer ../core-fix 'its machine is gone' --session SESSION --expected-epoch 3",
+  ],
+  "task.create": [
+    "mp task create 'write the parser' --project core --priority 1",
+    "mp task create 'test the parser' --project core --depends-on 5f0a11c2 --not-before 30m",
+  ],
+  "task.complete": [`mp task complete TASK --epoch 1 --result '{"commit":"4bf92f3"}'`],
+  "task.fail": ["mp task fail TASK --epoch 1 --class build --message 'it does not compile'"],
+  "task.block": ["mp task block TASK approval --reason 'touches the schema'"],
+  "task.add_dependency": ["mp task add-dependency TASK THE_TASK_IT_WAITS_FOR"],
+  "board.create": ["mp board create sprint --workspace demo --lane todo --lane doing:doing:3 --lane done"],
+  "board.update_lanes": [
+    "mp board update-lanes sprint --lane todo --lane doing:doing:5 --lane review --lane done",
+    "mp board update-lanes sprint --lane todo=backlog --lane doing --lane done    renames a lane",
+  ],
+  "board.add_node": [
+    "mp board add-node sprint todo task --ref TASK",
+    "mp board add-node sprint todo comment --text 'only small things'",
+  ],
+  "board.move_node": ["mp board move-node sprint TASK doing --before OTHER_TASK"],
 };
 
 let built: Registry | undefined;
@@ -55,138 +111,155 @@ function nounOf(from: Registry, kind: string): Noun {
   const verbs = {};
   const add = (type: string, make: () => Verb) =>
     Object.defineProperty(verbs, verbOf(type), { enumerable: true, get: make });
-  for (const entry of from.commands.values())
-    if (kindOf(entry.type) === kind) add(entry.type, () => commandVerb(from, kind, entry));
-  for (const entry of from.queries.values())
-    if (kindOf(entry.type) === kind) add(entry.type, () => queryVerb(from, kind, entry));
+  for (const { type } of from.commands.values())
+    if (kindOf(type) === kind) add(type, () => commandVerb(type, {}, from));
+  for (const { type } of from.queries.values())
+    if (kindOf(type) === kind) add(type, () => queryVerb(type, {}, from));
   return { doc: docs[kind] ?? `Whatever is about a ${kind}.`, verbs };
 }
 
 const kindOf = (type: string) => type.slice(0, type.indexOf("."));
 const verbOf = (type: string) => kebab(type.slice(type.indexOf(".") + 1));
 
-type Values = Readonly<Record<string, unknown>>;
-
-/**
- * The payload that the command line stands for: names looked up, paths made canonical.
- * @param extra arguments that only help to look names up
- */
-async function payloadOf(
-  from: Registry,
-  link: Link,
-  fields: readonly Field[],
-  extra: readonly Field[],
-  values: Values,
-): Promise<Record<string, unknown> | Problem> {
-  const found: Record<string, unknown> = {};
-  const lists = (kind: string | undefined) =>
-    (kind === undefined ? [] : listFields(from, kind)).map((each) => each.field);
-  const all = [...fields, ...extra];
-  // What narrows a search is looked up before what it narrows.
-  const narrows = ({ field }: Field) => all.filter(({ refersTo }) => lists(refersTo).includes(field)).length;
-  for (const each of all.toSorted((a, b) => narrows(b) - narrows(a))) {
-    const value = values[each.name];
-    if (value === undefined) continue;
-    const within = Object.entries(found).filter(
-      ([field]) => /_id$/.test(field) && lists(each.refersTo).includes(field),
-    );
-    const made = each.refersTo
-      ? await idOf(link, each.refersTo, String(value), Object.fromEntries(within))
-      : each.isPath
-        ? (await import("./places.ts")).canonicalPath(String(value), labelOf(each.name, each.arg))
-        : value;
-    if (isProblem(made)) return made;
-    found[each.field] = made;
-  }
-  const payload = Object.fromEntries(
-    fields.flatMap(({ field }) => (field in found ? [[field, found[field]]] : [])),
-  );
-  const wantsGit =
-    fields.some(({ field }) => field === "git_common_dir") && payload.git_common_dir === undefined;
-  if (wantsGit && typeof payload.repo_path === "string") {
-    const common = (await import("./places.ts")).gitCommonDir(payload.repo_path);
-    if (common !== undefined) payload.git_common_dir = common;
-  }
-  return payload;
+/** What a verb of an aggregate does otherwise than all the others. */
+export interface More<T> {
+  readonly doc?: string;
+  /** Flags besides those of the payload. */
+  readonly args?: Args;
+  readonly notes?: readonly string[];
+  readonly examples?: readonly string[];
+  /** What happens once the daemon has answered, instead of the usual. */
+  readonly show?: (answer: T, context: Answered) => Promise<Ending>;
 }
 
-function commandVerb(from: Registry, kind: string, { type, spec }: CommandEntry): Verb {
-  const fields = fieldsOf(from, kind, spec.payload);
-  const extra = narrowing(from, kind, fields);
-  const results = Object.keys((spec.result as Plain).properties ?? {});
+/** What a verb knows when the daemon has answered. */
+export interface Answered {
+  readonly values: Values;
+  readonly link: Link;
+  readonly out: Output;
+  readonly wanted: Wanted;
+}
+
+/**
+ * The verb of a command.
+ * @param type such as `task.claim`
+ */
+export function commandVerb(type: string, more: More<Sent> = {}, from: Registry = registry()): Verb {
+  const { spec } = from.commands.get(type)!;
+  const wanted = wantedBy(from, type);
+  const results = resultsOf(from, type).filter((name) => name !== `${kindOf(type)}_id`);
   return verb(
-    spec.doc,
-    { ...argsOf(fields), ...argsOf(extra), ...changing, ...asking },
+    more.doc ?? spec.doc,
+    { ...wanted.args, ...more.args, ...changing, ...asking },
     async (values, { out }): Promise<Ending> => {
       const link = daemonLink(values);
-      const payload = await payloadOf(from, link, fields, extra, values);
+      const payload = await wanted.fill(link, values, out.env);
       if (isProblem(payload)) return payload;
       const receipt = await link.send(type, payload);
       if (isProblem(receipt)) return receipt;
-      const { subject, result } = receipt;
-      if (out.asJson) await out.json(receipt);
-      else
-        await out.said(sentence(receipt, nameIn(fields, values)), [
-          subject.id,
-          ...results.map((name) => result[name]),
-        ]);
-      return undefined;
+      const context = { values, link, out, wanted };
+      return more.show ? more.show(receipt, context) : tell(receipt, context, from);
     },
-    { pointers: pointersOf(fields), notes: [`A pipe gets TSV: ${[`${kind}_id`, ...results].join(", ")}.`] },
+    {
+      pointers: wanted.pointers,
+      notes: more.notes ?? [`A pipe gets TSV: ${[`${kindOf(type)}_id`, ...results].join(", ")}.`],
+      examples: more.examples ?? examples[type] ?? [],
+    },
   );
+}
+
+/** Say what came of a command. */
+export async function tell(
+  receipt: Sent,
+  { values, out, wanted }: Answered,
+  from: Registry = registry(),
+): Promise<Ending> {
+  const { subject, result } = receipt;
+  const results = resultsOf(from, receipt.type).filter((name) => name !== `${subject.kind}_id`);
+  if (out.asJson) await out.json(receipt);
+  else
+    await out.said(await sentence(receipt, results, nameIn(wanted.fields, values), out), [
+      subject.id,
+      ...results.map((name) => result[name]),
+    ]);
+  return undefined;
 }
 
 /** What a person calls the subject: its new name, or how it was named on the command line. */
 function nameIn(fields: readonly Field[], values: Values): string | undefined {
   const told =
-    fields.find(({ field }) => field === "name" || field === "title") ??
+    fields.find(({ field, within }) => within === undefined && (field === "name" || field === "title")) ??
     fields.find(({ arg }) => arg.type === "positional");
   const text = told && values[told.name];
   return typeof text === "string" ? text : undefined;
 }
 
-/** `created workspace demo (0198…)`: the verb is that of the event, for that is what has happened. */
-function sentence({ subject, events, result, replayed }: Sent, name: string | undefined): string {
+/** `created workspace demo (0198…)`: the verbs are those of the events, for that is what has happened. */
+async function sentence(
+  { type, subject, events, result, replayed }: Sent,
+  results: readonly string[],
+  name: string | undefined,
+  out: Output,
+): Promise<string> {
   const { kind, id } = subject;
-  const own = events.find(({ event_type }) => kindOf(event_type) === kind);
-  const done = own ? verbOf(own.event_type).replaceAll("-", " ") : "nothing changed:";
+  const own = events.filter(({ event_type }) => kindOf(event_type) === kind);
+  const done = [...new Set(own.map(({ event_type }) => verbOf(event_type).replaceAll("-", " ")))].join(", ");
   const what = name === undefined || name === id ? `${kind} ${id}` : `${kind} ${name} (${id})`;
-  const told = Object.entries(result).map(([member, value]) => `, ${member} ${plain(value)}`);
-  return `${done} ${what}${told.join("")}${replayed ? "; it was done before, under this key" : ""}`;
+  const renewed = registry().commands.get(type)?.spec.renews;
+  const what_happened =
+    done === ""
+      ? `${renewed ? "renewed:" : "nothing changed:"} ${what}`
+      : done.includes(" ")
+        ? `${what}: ${done}`
+        : `${done} ${what}`;
+  const { shown } = out.terminal ? await import("./terminal.ts") : { shown: plain };
+  const told = results
+    .filter((member) => result[member] !== undefined)
+    .map((member) => `, ${member.replaceAll("_", " ")} ${shown(result[member])}`);
+  return `${what_happened}${told.join("")}${replayed ? "; it was done before, under this key" : ""}`;
 }
 
 /** Rows asked for at a time when all of a list are wanted. */
 const PAGE = 1_000;
 
-function queryVerb(from: Registry, kind: string, { type, spec, params }: QueryEntry): Verb {
+/**
+ * The verb of a query.
+ * @param type such as `task.list`
+ */
+export function queryVerb(type: string, more: More<object> = {}, from: Registry = registry()): Verb {
+  const { spec, params } = from.queries.get(type)!;
   const paged = "cursor" in params.properties;
-  const fields = fieldsOf(from, kind, params);
-  const extra = narrowing(from, kind, fields);
-  const shape = shapeOf(kind, spec.answer as Plain);
+  const wanted = wantedBy(from, type);
+  const shape = shapeOf(type, spec.answer as Plain);
   return verb(
-    spec.doc,
-    { ...argsOf(fields), ...argsOf(extra), ...asking },
+    more.doc ?? spec.doc,
+    { ...wanted.args, ...more.args, ...asking },
     async (values, { out }): Promise<Ending> => {
       const link = daemonLink(values);
-      const given = await payloadOf(from, link, fields, extra, values);
+      const given = await wanted.fill(link, values, out.env);
       if (isProblem(given)) return given;
       const answer = paged ? await allPages(link, type, given) : await link.ask(type, given);
       if (isProblem(answer)) return answer;
       if (out.asJson) await out.json(answer);
+      else if (more.show) return more.show(answer, { values, link, out, wanted });
       else if (paged) await showPage(answer as Page, shape, out);
       else await out.record(withoutPosition(answer));
       return undefined;
     },
     {
-      pointers: pointersOf(fields),
-      notes: paged
-        ? [`A pipe gets TSV without a header: ${shape.columns.map(({ name }) => name).join(", ")}.`]
-        : ["A pipe gets a name and a value per line."],
+      pointers: wanted.pointers,
+      notes:
+        more.notes ??
+        (paged
+          ? [`A pipe gets TSV without a header: ${shape.columns.map(({ name }) => name).join(", ")}.`]
+          : ["A pipe gets a name and a value per line."]),
+      examples: more.examples ?? examples[type] ?? [],
     },
   );
 }
 
-interface Page {
+/** A page, or several of them put together. */
+export interface Page {
   readonly as_of_seq: number;
   readonly items: readonly Values[];
   readonly next: string | null;
@@ -196,7 +269,11 @@ interface Page {
  * As many rows as are wanted, all where no limit is given. `as_of_seq` is the first page's, so whoever subscribes from it
  * misses nothing.
  */
-async function allPages(link: Link, type: string, { limit, ...params }: Values): Promise<Page | Problem> {
+export async function allPages(
+  link: Link,
+  type: string,
+  { limit, ...params }: Values,
+): Promise<Page | Problem> {
   const most = typeof limit === "number" ? limit : Number.POSITIVE_INFINITY;
   const items: Values[] = [];
   let first: Page | undefined;
@@ -217,14 +294,22 @@ async function allPages(link: Link, type: string, { limit, ...params }: Values):
   }
 }
 
-async function showPage(page: Page, shape: Shape, out: Output): Promise<void> {
+/** Print the rows of a list. */
+export async function showPage(page: Page, shape: Shape, out: Output): Promise<void> {
   await out.table(page.items, shape);
   if (page.next !== null) await note(`there are more: --cursor ${page.next}`);
 }
 
-function shapeOf(kind: string, answer: Plain): Shape {
+/**
+ * How the rows of a list look.
+ * @param type of the query
+ * @param answer the schema of what it answers
+ */
+export function shapeOf(type: string, answer: Plain): Shape {
+  const kind = kindOf(type);
   const all = Object.keys(answer.properties?.items?.items?.properties ?? {});
-  const asColumn = (name: string): Column => (name === `${kind}_id` ? { name, title: "ID" } : { name });
+  const asColumn = (name: string | Column): Column =>
+    typeof name !== "string" ? name : name === `${kind}_id` ? { name, title: "ID" } : { name };
   return {
     columns: all.map(asColumn),
     shown: (columns[kind] ?? bestOf(kind, all)).map(asColumn),
@@ -244,7 +329,7 @@ function bestOf(kind: string, all: readonly string[]): string[] {
 }
 
 /** One thing without the position of the log it was read at. */
-function withoutPosition(answer: object): Values {
+export function withoutPosition(answer: object): Values {
   const { as_of_seq: _, ...rest } = answer as Record<string, unknown>;
   return rest;
 }

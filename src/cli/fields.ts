@@ -1,12 +1,13 @@
 /**
  * The arguments that a payload's schema asks for (SPEC §12): pure, from the registry, so every aggregate gets them alike.
  *
- * What a verb cannot do without is positional: first its own subject, then required texts. What lies in something else needs
- * a flag named like that thing (`--workspace` for `workspace_id`), which takes a name or an id. Every other field is a
- * flag in kebab-case, named like the field.
+ * What a verb cannot do without is positional: first its own subject, then required texts and others of its kind. What lies
+ * in something else needs a flag named like that thing (`--workspace` for `workspace_id`), which takes a name or an id.
+ * Every other field is a flag in kebab-case, named like the field; a structure of plain values is a flag for each of them.
  */
 import type { TSchema } from "typebox";
 import type { Registry } from "../kernel/registry.ts";
+import { Name, Time } from "../kernel/schema.ts";
 import { type Arg, type Args, asking, changing, everywhere } from "./command.ts";
 import { labelOf } from "./parse.ts";
 
@@ -14,6 +15,8 @@ import { labelOf } from "./parse.ts";
 export interface Field {
   /** The payload's name of it. */
   readonly field: string;
+  /** The object of the payload that it is in, where it is not the payload itself. */
+  readonly within: string | undefined;
   /** The argument's name. */
   readonly name: string;
   readonly arg: Arg;
@@ -21,6 +24,10 @@ export interface Field {
   readonly refersTo: string | undefined;
   /** It is a path of the caller's disk. */
   readonly isPath: boolean;
+  /** It is a point in time. */
+  readonly isTime: boolean;
+  /** The verb cannot do without it, though the command line can: see `Arg.fallback`. */
+  readonly needed: boolean;
 }
 
 /** What is read of a JSON Schema. */
@@ -32,12 +39,24 @@ export interface Plain {
   readonly properties?: Readonly<Record<string, Plain>>;
   readonly required?: readonly string[];
   readonly description?: string;
+  readonly pattern?: string;
   readonly minimum?: number;
   readonly maximum?: number;
 }
 
-/** The fields that the kernel adds to queries (SPEC §3). */
+/** What no schema says: the fields that the kernel adds to queries (SPEC §3), and those that take more than ids. */
 const general: Readonly<Record<string, string>> = {
+  lane_id: "a lane of the board, by name or id",
+  node_id: "a node of the board, by its id or that of what it stands for",
+  after: "right behind this node of the lane",
+  before: "right before this node of the lane",
+  ref_id: "what the node stands for, by id",
+  epoch: "the epoch that was given with what is held: an older one is refused",
+  expected_epoch: "the epoch that the holder has: another one is refused",
+  ttl_ms: "how long it lasts without a renewal, such as 30s or 5m (5m)",
+  from_session_id: "the session it goes on from, by id",
+  depends_on_task_id: "the task that must succeed first, by id",
+  depends_on: "tasks that must succeed first, by id",
   limit: "at most so many (all)",
   cursor: "go on where an earlier page ended: its 'next'",
   min_seq: "wait until the log has reached this position",
@@ -46,6 +65,39 @@ const general: Readonly<Record<string, string>> = {
 /** Names that mean the same in every command. */
 const taken = new Set(Object.keys({ ...everywhere, ...asking, ...changing }));
 
+/** Structures whose members speak for themselves: `--project` is enough for `filter.project_id`. */
+const speaking = new Set(["filter", "failure", "retention"]);
+
+/** References whose field is not named like what it refers to. */
+const references: Readonly<Record<string, string>> = {
+  depends_on: "task",
+  root: "session",
+};
+
+/** Fields that are words of the command line although their verbs can do without them. */
+const words = new Set(["root"]);
+
+/** Lists of structures that have a short form, one flag for each: see payload.ts for what it stands for. */
+const short: Readonly<Record<string, { readonly flag: string; readonly hint: string; readonly is: string }>> =
+  {
+    lanes: {
+      flag: "lane",
+      hint: "NAME[:STAGE[:LIMIT]]",
+      is: "a lane, with the stage its tasks get and how many it should hold at most; repeat it, in their order",
+    },
+    links: { flag: "link", hint: "KIND/ID", is: "what it belongs to, such as task/ID; repeat it" },
+  };
+
+/**
+ * What `mp session run` gives its child in the environment (SPEC §8). A verb falls back on the subject, and on the epoch of
+ * that subject and no other: an epoch without its subject would fence the wrong thing.
+ */
+export const carried: Readonly<Record<string, { readonly id: string; readonly epoch: string }>> = {
+  session: { id: "MP_SESSION_ID", epoch: "MP_SESSION_EPOCH" },
+  task: { id: "MP_TASK_ID", epoch: "MP_TASK_EPOCH" },
+  worktree: { id: "MP_WORKTREE_ID", epoch: "MP_WRITER_EPOCH" },
+};
+
 /**
  * The arguments of a payload, positionals first.
  * @param kind the noun they belong to
@@ -53,46 +105,123 @@ const taken = new Set(Object.keys({ ...everywhere, ...asking, ...changing }));
  */
 export function fieldsOf(registry: Registry, kind: string, payload: TSchema): Field[] {
   const { properties = {}, required = [] } = payload as Plain;
-  const fields = Object.entries(properties).map(([field, schema]) =>
-    fieldOf(registry, kind, field, schema, required.includes(field)),
-  );
+  const names = new Set(Object.keys(properties));
+  const fields = Object.entries(properties).flatMap(([field, given]) => {
+    const schema = without(given);
+    const needed = required.includes(field);
+    return isStructure(schema)
+      ? membersOf(registry, field, schema, needed, names)
+      : [fieldOf(registry, kind, field, schema, needed)];
+  });
   const rank = ({ field, arg }: Field) => (arg.type !== "positional" ? 2 : field === `${kind}_id` ? 0 : 1);
-  return fields.sort((a, b) => rank(a) - rank(b));
+  return fallingBack(
+    kind,
+    fields.sort((a, b) => rank(a) - rank(b)),
+  );
 }
 
-function fieldOf(registry: Registry, kind: string, field: string, given: Plain, required: boolean): Field {
-  const schema = given.anyOf?.find((each) => each.type !== "null") ?? given;
-  const refersTo = registry.aggregates
-    .map((each) => each.kind)
-    .find((each) => field === `${each}_id` || field.endsWith(`_${each}_id`));
+/** The schema of a value that is there. */
+function without(given: Plain): Plain {
+  return given.anyOf?.find((each) => each.type !== "null") ?? given;
+}
+
+/** An object whose members are plain values: each of them can be a flag. */
+function isStructure({ type, properties = {} }: Plain): boolean {
+  const members = Object.values(properties).map(without);
+  const nested = members.some((each) => each.type === "object" || each.type === "array");
+  return type === "object" && members.length > 0 && !nested;
+}
+
+/** `agent {name, version}` → `--agent`, `--agent-version`. */
+function membersOf(
+  registry: Registry,
+  within: string,
+  { properties = {}, required = [] }: Plain,
+  needed: boolean,
+  others: ReadonlySet<string>,
+): Field[] {
+  return Object.entries(properties).map(([member, given]) => {
+    const made = fieldOf(registry, "", member, without(given), needed && required.includes(member), true);
+    const prefixed = `${kebab(within)}-${made.name}`;
+    const bare = speaking.has(within) && !others.has(member) && !taken.has(made.name);
+    const name = member === "name" ? kebab(within) : bare ? made.name : prefixed;
+    const { alias = [], ...arg } = made.arg;
+    const description = arg.description.replace(/^its /, `the ${within}'s `);
+    const further = [...(bare ? [...alias, prefixed] : alias.map((each) => `${kebab(within)}-${each}`))];
+    return {
+      ...made,
+      within,
+      name,
+      arg: { ...arg, description, ...(further.length > 0 && { alias: further }) },
+    };
+  });
+}
+
+function fieldOf(
+  registry: Registry,
+  kind: string,
+  field: string,
+  schema: Plain,
+  required: boolean,
+  flag = false,
+): Field {
+  const refersTo =
+    references[field] ??
+    registry.aggregates
+      .map((each) => each.kind)
+      .find((each) => field === `${each}_id` || field.endsWith(`_${each}_id`));
   const own = field === `${kind}_id`;
-  const isPath = refersTo === undefined && schema.type === "string" && /(^|_)(path|dir)$/.test(field);
+  const form = schema.type === "array" ? short[field] : undefined;
+  const isTime = schema.pattern === (Time as Plain).pattern;
+  const isPath = refersTo === undefined && isPathName(field, schema);
   const isText = schema.type === "string" || schema.enum !== undefined;
-  const type =
-    required && (own || (refersTo === undefined && isText))
-      ? "positional"
-      : schema.type === "boolean"
-        ? "boolean"
-        : "string";
-  const plain = kebab(refersTo === undefined ? field : field.replace(/_id$/, ""));
+  const among = refersTo === kind && schema.type === "string";
+  const positional = own || words.has(field) || (required && (among || (refersTo === undefined && isText)));
+  const isId = schema.type === "string" && field.endsWith("_id");
+  const plain = form?.flag ?? kebab(isId ? field.replace(/_id$/, "") : field);
   return {
     field,
+    within: undefined,
     name: taken.has(plain) ? `${kind}-${plain}` : plain,
     refersTo,
     isPath,
+    isTime,
+    needed: required,
     arg: {
-      type,
+      type: positional && !flag ? "positional" : schema.type === "boolean" ? "boolean" : "string",
       required,
-      description: refersTo
-        ? `${own ? "its" : `the ${refersTo}, by`} ${hasNames(registry, refersTo) ? "name or id" : "id"}`
-        : descriptionOf(field, schema, isPath),
-      valueHint: hintOf(refersTo ?? field, schema),
-      ...(refersTo && { alias: [kebab(field)] }),
-      ...(refersTo && required && !own && { env: `MP_${refersTo.toUpperCase()}` }),
+      description: form ? form.is : descriptionOf(registry, kind, field, schema, refersTo),
+      valueHint:
+        form?.hint ??
+        (among && !own && positional
+          ? field.replace(/_id$/, "").toUpperCase()
+          : hintOf(refersTo ?? field.replace(/_id$/, ""), schema, isTime)),
+      ...(isId && { alias: [kebab(field)] }),
+      ...(form && { alias: [kebab(field)] }),
+      ...(refersTo && required && field === `${refersTo}_id` && !own && { env: variableOf(refersTo) }),
       ...(schema.enum && { options: schema.enum }),
-      ...formatOf(field, schema),
+      ...formatOf(field, schema, form !== undefined),
     },
   };
+}
+
+/** The variable that names a thing of this kind, where one must be given. */
+function variableOf(kind: string): string {
+  return carried[kind]?.id ?? `MP_${kind.toUpperCase()}`;
+}
+
+/** The subject may come from the environment where it is the only word, and its epoch with it. */
+function fallingBack(kind: string, fields: readonly Field[]): Field[] {
+  const known = carried[kind];
+  const positionals = fields.filter(({ arg }) => arg.type === "positional");
+  const subject = fields.find(({ field, needed }) => field === `${kind}_id` && needed);
+  if (!known || !subject) return [...fields];
+  return fields.map((each) => {
+    const { required: _, ...arg } = each.arg;
+    if (each === subject && positionals.length === 1) return { ...each, arg: { ...arg, fallback: known.id } };
+    if (each.field !== "epoch") return each;
+    return { ...each, arg: { ...arg, fallback: `${known.epoch} of ${known.id}` } };
+  });
 }
 
 /** `root_path` → `root-path`. */
@@ -100,22 +229,44 @@ export function kebab(name: string): string {
   return name.replaceAll("_", "-");
 }
 
-function hintOf(name: string, schema: Plain): string {
+function hintOf(name: string, schema: Plain, isTime: boolean): string {
+  if (isTime) return "TIME";
+  if (name === "after" || name === "before") return "NODE";
   if (schema.enum) return schema.enum.join("|");
   if (schema.type === "integer") return name.endsWith("_ms") ? "TIME" : "N";
   if (schema.type === "object") return "JSON";
   return name.toUpperCase().replace(/^.*_(PATH|DIR)$/, "$1");
 }
 
-function descriptionOf(field: string, schema: Plain, isPath: boolean): string {
-  if (general[field] !== undefined) return general[field];
-  if (isPath) {
+/** What help says about a field. */
+function descriptionOf(
+  registry: Registry,
+  kind: string,
+  field: string,
+  schema: Plain,
+  refersTo: string | undefined,
+): string {
+  const many = schema.items?.type === "string" ? " (repeat it, or use commas)" : "";
+  if (general[field] !== undefined) return `${general[field]}${many}`;
+  const words = field.replace(/_id$/, "").replaceAll("_", " ");
+  if (refersTo) {
+    const what = field === `${kind}_id` ? "its" : `the ${words}, by`;
+    return `${what} ${handlesOf(registry, refersTo)}${many}`;
+  }
+  if (schema.pattern === (Time as Plain).pattern)
+    return `its ${words}: a time such as 2026-11-22T10:00Z, or how long from now, such as 30m`;
+  if (isPathName(field, schema)) {
     const found = field === "git_common_dir" ? "; found by itself from the repository's path" : "";
     return `a folder that exists; made absolute and canonical${found}`;
   }
-  const { items } = schema;
-  const said = limitsOf(items ?? schema) || `the ${field.replaceAll("_", " ")}`;
-  return items?.type === "string" ? `${said} (repeat it, or use commas)` : said;
+  const { description } = schema;
+  if (description !== undefined && description === (Name as Plain).description)
+    return `its ${words}, ${description}`;
+  return `${limitsOf(schema.items ?? schema) || `the ${words}`}${many}`;
+}
+
+function isPathName(field: string, { type }: Plain): boolean {
+  return type === "string" && /(^|_)(path|dir)$/.test(field);
 }
 
 function limitsOf({ description, minimum, maximum, type }: Plain): string {
@@ -127,7 +278,7 @@ function limitsOf({ description, minimum, maximum, type }: Plain): string {
     : `${minimum} to ${maximum}`;
 }
 
-function formatOf(field: string, { type, minimum, items }: Plain): Partial<Arg> {
+function formatOf(field: string, { type, minimum, items }: Plain, isShort: boolean): Partial<Arg> {
   switch (type) {
     case "boolean":
       return { negatable: true };
@@ -139,7 +290,7 @@ function formatOf(field: string, { type, minimum, items }: Plain): Partial<Arg> 
     case "object":
       return { format: "json" };
     case "array":
-      return items?.type === "string" ? { many: true } : { format: "json" };
+      return isShort || items?.type === "string" ? { many: true } : { format: "json" };
     default:
       return {};
   }
@@ -169,6 +320,12 @@ export function hasNames(registry: Registry, kind: string): boolean {
   return "name" in (registry.queries.get(`${kind}.list`)?.params.properties ?? {});
 }
 
+/** What a thing of this kind may be given by, in words. */
+function handlesOf(registry: Registry, kind: string): string {
+  const params = registry.queries.get(`${kind}.list`)?.params.properties ?? {};
+  return "name" in params ? "name or id" : "path" in params ? "path or id" : "id";
+}
+
 /** What the `list` query of a kind takes, as arguments; none when it has none. */
 export function listFields(registry: Registry, kind: string): Field[] {
   const list = registry.queries.get(`${kind}.list`);
@@ -182,5 +339,10 @@ export function argsOf(fields: readonly Field[]): Args {
 
 /** Where the daemon's JSON pointers lead on the command line. */
 export function pointersOf(fields: readonly Field[]): Readonly<Record<string, string>> {
-  return Object.fromEntries(fields.map(({ field, name, arg }) => [`/payload/${field}`, labelOf(name, arg)]));
+  return Object.fromEntries(
+    fields.map(({ field, within, name, arg }) => [
+      `/payload/${within === undefined ? "" : `${within}/`}${field}`,
+      labelOf(name, arg),
+    ]),
+  );
 }

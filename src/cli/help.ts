@@ -119,7 +119,7 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
       required: arg.required ?? false,
       ...(arg.many && { repeatable: true }),
       ...(arg.options && { options: arg.options }),
-      ...(arg.env && { env: arg.env }),
+      ...((arg.env || arg.fallback) && { env: arg.env ?? arg.fallback }),
       description: arg.description,
     }));
     await out.json({ command: path, doc: docOf(declared), arguments: described, notes, examples });
@@ -132,7 +132,7 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
     const left = arg.type === "positional" ? labelOf(name, arg) : `${short.join("")}--${name}${value}`;
     const facts = [
       arg.required && arg.type !== "positional" ? "required" : "",
-      arg.env ? `or ${arg.env}` : "",
+      arg.env || arg.fallback ? `or ${arg.env ?? arg.fallback}` : "",
     ];
     const said = facts.filter(Boolean).join("; ");
     return [left, `${arg.description}${said ? ` (${said})` : ""}`];

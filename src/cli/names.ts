@@ -1,23 +1,37 @@
 /**
- * Names where ids are wanted (SPEC §12).
+ * Names where ids are wanted (SPEC §12), paths for worktrees, and the end of an id for whatever has one.
  *
- * A name is looked up with the `list` query of its kind, so any aggregate that can be listed by name has this. A name
- * that stands for several things is refused with all of them; the CLI never picks one.
+ * A name is looked up with the `list` query of its kind, so any aggregate that can be listed by name has this. What stands
+ * for several things is refused with all of them; the CLI never picks one. The end of an id, not its start: ids begin with
+ * the time, so those of one moment begin alike.
  */
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Link } from "./link.ts";
 import { usage } from "./parse.ts";
 
 const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+/** The end of an id: at least as much of it as tables show. */
+const TAIL = /^[0-9a-f-]{8,35}$/;
 /** Candidates that a refusal lists. */
 const MOST = 10;
+/** Rows that are asked for at a time where an id's end is looked for: as many as a page can have (SPEC §10). */
+const PAGE = 10_000;
+
+/** What a kind is called by besides its id, where that is not a name. */
+const handles: Readonly<Record<string, "path" | "nothing">> = {
+  session: "nothing",
+  task: "nothing",
+  worktree: "path",
+};
+
+type Row = Readonly<Record<string, unknown>>;
 
 /**
  * The id that a text stands for.
  * @param kind of the thing, for instance `workspace`
- * @param text its id, or its name
+ * @param text its id, its name (of a worktree: its path), or the last eight digits or more of its id
  * @param within parameters that narrow the search, for instance `{workspace_id}`
- * @returns the id; `not_found`, or `invalid_schema` with the candidates when several have that name
+ * @returns the id; `not_found`, or `invalid_schema` with the candidates when several are called so
  */
 export async function idOf(
   link: Link,
@@ -27,19 +41,73 @@ export async function idOf(
 ): Promise<string | Problem> {
   const id = idLike(text);
   if (ID.test(id)) return id;
-  const answer = await link.ask(`${kind}.list`, { ...within, name: text, limit: MOST + 1 });
-  if (isProblem(answer))
-    return answer.code === "invalid_schema"
-      ? usage(`'${text}' is neither the id nor the name of a ${kind}`, ID_HINT)
-      : answer;
-  const { items } = answer as { items: readonly Record<string, unknown>[] };
+  const called = await rowsCalled(link, kind, text, within);
+  if (isProblem(called)) return called;
+  const tail = text.toLowerCase();
+  const items = called.length === 0 && TAIL.test(tail) ? await rowsEnding(link, kind, tail, within) : called;
+  if (isProblem(items)) return items;
   const [only] = items;
   if (items.length === 1 && only) return String(only[`${kind}_id`]);
-  if (items.length === 0)
-    return problem("not_found", `there is no ${kind} named '${text}'`, {
-      hint: `list them with 'mp ${kind} list'`,
-      details: { kind, name: text },
-    });
+  return items.length === 0 ? unknown(kind, text) : ambiguous(kind, text, items);
+}
+
+/** The things of that name, or at that path; none for a kind that has neither. */
+async function rowsCalled(
+  link: Link,
+  kind: string,
+  text: string,
+  within: Row,
+): Promise<readonly Row[] | Problem> {
+  const handle = handles[kind];
+  if (handle === "nothing") return [];
+  if (handle === undefined)
+    return rowsOf(await link.ask(`${kind}.list`, { ...within, name: text, limit: MOST + 1 }), kind, text);
+  const { canonicalPath } = await import("./places.ts");
+  const path = canonicalPath(text, kind, "any");
+  const rows = rowsOf(await link.ask(`${kind}.list`, { path, limit: PAGE }), kind, text);
+  if (isProblem(rows)) return rows;
+  // A place may have been several worktrees', one after another: the one that is there counts.
+  const there = rows.filter(({ status }) => status !== "removed" && status !== "failed");
+  return there.length > 0 ? there : rows.slice(-1);
+}
+
+function rowsOf(answer: object | Problem, kind: string, text: string): readonly Row[] | Problem {
+  if (!isProblem(answer)) return (answer as { items: readonly Row[] }).items;
+  return answer.code === "invalid_schema"
+    ? usage(`'${text}' is neither the id nor the name of a ${kind}`, ID_HINT)
+    : answer;
+}
+
+/** The things whose ids end so. */
+async function rowsEnding(
+  link: Link,
+  kind: string,
+  tail: string,
+  within: Row,
+): Promise<readonly Row[] | Problem> {
+  const found: Row[] = [];
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    const answer = await link.ask(`${kind}.list`, { ...within, limit: PAGE, ...(cursor && { cursor }) });
+    if (isProblem(answer)) return answer;
+    const page = answer as { items: readonly Row[]; next: string | null };
+    found.push(...page.items.filter((row) => String(row[`${kind}_id`]).endsWith(tail)));
+    cursor = page.next;
+  }
+  return found;
+}
+
+function unknown(kind: string, text: string): Problem {
+  const handle = handles[kind];
+  if (handle === "nothing" && !TAIL.test(text.toLowerCase()))
+    return usage(`'${text}' is not the id of a ${kind}`, `${ID_HINT}; list them with 'mp ${kind} list'`);
+  const called = handle === "nothing" ? "whose id ends in" : handle === "path" ? "at" : "named";
+  return problem("not_found", `there is no ${kind} ${called} '${text}'`, {
+    hint: `list them with 'mp ${kind} list'`,
+    details: { kind, name: text },
+  });
+}
+
+function ambiguous(kind: string, text: string, items: readonly Row[]): Problem {
   const candidates = items
     .slice(0, MOST)
     .map((item) => ({ id: item[`${kind}_id`], ...parentOf(item, kind) }));
@@ -48,7 +116,8 @@ export async function idOf(
       .map(([name, value]) => `${name} ${value}`)
       .join(", "),
   );
-  return problem("invalid_schema", `more than one ${kind} is named '${text}'`, {
+  const called = handles[kind] === undefined ? "is named" : "is called";
+  return problem("invalid_schema", `more than one ${kind} ${called} '${text}'`, {
     hint: `give its id, or say where it is:\n    ${told.join("\n    ")}${items.length > MOST ? "\n    …" : ""}`,
     details: { kind, name: text, candidates },
   });
@@ -60,10 +129,11 @@ export function idLike(text: string): string {
   return ID.test(id) ? id : text;
 }
 
-const ID_HINT = "an id is a UUIDv7; a name has 1–128 characters and no control characters";
+const ID_HINT =
+  "an id is a UUIDv7, or its last eight digits; a name has 1–128 characters and no control characters";
 
 /** What tells one candidate from another: the ids of what it is in. */
-function parentOf(item: Readonly<Record<string, unknown>>, kind: string) {
+function parentOf(item: Row, kind: string) {
   return Object.fromEntries(
     Object.entries(item).filter(
       ([name, value]) => /_id$/.test(name) && name !== `${kind}_id` && value !== null,

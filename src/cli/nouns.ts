@@ -46,12 +46,31 @@ export const verbs: Readonly<Record<string, Lazy<Verb>>> = {
   },
 };
 
+/** What an aggregate's noun has beyond, or otherwise than, its registry's verbs (domain.ts). */
+const further: Readonly<Record<string, () => Promise<Readonly<Record<string, Verb>>>>> = {
+  session: async () => (await import("./session.ts")).sessionVerbs(),
+  worktree: async () => (await import("./worktree.ts")).worktreeVerbs(),
+  task: async () => (await import("./task.ts")).taskVerbs(),
+  board: async () => (await import("./board.ts")).boardVerbs(),
+};
+
 /** A noun by name, also an aggregate; undefined when there is none. */
 export async function nounNamed(name: string): Promise<Noun | undefined> {
   if (Object.hasOwn(nouns, name)) return nouns[name]!.load();
   const { domainNouns } = await import("./domain.ts");
   const all = domainNouns();
-  return Object.hasOwn(all, name) ? all[name] : undefined;
+  if (!Object.hasOwn(all, name)) return undefined;
+  const derived = all[name]!;
+  const own = Object.hasOwn(further, name) ? await further[name]!() : {};
+  // Verbs are made when they are looked at, so their getters move, not they.
+  const verbs = Object.defineProperties(
+    {},
+    {
+      ...Object.getOwnPropertyDescriptors(derived.verbs),
+      ...Object.getOwnPropertyDescriptors(own),
+    },
+  ) as Noun["verbs"];
+  return { doc: derived.doc, verbs };
 }
 
 /** The name and sentence of every noun: aggregates after the daemon, the rest behind them. */

@@ -3,23 +3,50 @@
  *
  * The CLI sees the caller's disk, the daemon need not: so it is here that a path is resolved and git's files are read.
  */
-import { readFileSync, realpathSync, statSync } from "node:fs";
-import { dirname, isAbsolute, join, resolve } from "node:path";
+import { existsSync, readFileSync, realpathSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, relative, resolve } from "node:path";
 import type { Problem } from "../kernel/problems.ts";
 import { usage } from "./parse.ts";
 
+/** What must be there: the folder itself; the folder that it will be made in; nothing. */
+export type PathRule = "folder" | "new" | "any";
+
 /**
- * A folder's path as the daemon wants it. It must exist: a mistyped one would be remembered for ever.
+ * A path as the daemon wants it. What must be there must be: a mistyped path would be remembered for ever.
  * @param text as typed, relative to this process's folder
+ * @param label what the command line calls it
+ * @param rule what must be there
  */
-export function canonicalPath(text: string, label: string): string | Problem {
+export function canonicalPath(text: string, label: string, rule: PathRule = "folder"): string | Problem {
+  const path = isAbsolute(text) ? resolve(text) : resolve(process.cwd(), text);
+  if (rule === "any") return asFarAsThere(path);
+  if (rule === "new" && !existsSync(path)) {
+    const parent = folderAt(dirname(path), label, dirname(text));
+    return typeof parent === "string" ? join(parent, basename(path)) : parent;
+  }
+  return folderAt(path, label, text);
+}
+
+function folderAt(path: string, label: string, text: string): string | Problem {
   try {
-    const path = realpathSync(isAbsolute(text) ? text : resolve(text));
-    return statSync(path).isDirectory() ? path : usage(`${label}: '${text}' is no folder`, FOLDER_HINT);
+    const real = realpathSync(path);
+    return statSync(real).isDirectory() ? real : usage(`${label}: '${text}' is no folder`, FOLDER_HINT);
   } catch (error) {
     const code = error instanceof Error && "code" in error ? String(error.code) : "unknown error";
     const why = code === "ENOENT" ? "does not exist" : `cannot be reached (${code})`;
     return usage(`${label}: the path '${text}' ${why}`, FOLDER_HINT);
+  }
+}
+
+/** A path that may be gone: links are followed as far as there is something. */
+function asFarAsThere(path: string): string {
+  for (let there = path; ; there = dirname(there)) {
+    if (there === dirname(there)) return path;
+    try {
+      return join(realpathSync(there), relative(there, path));
+    } catch (error) {
+      if (!(error instanceof Error)) throw error;
+    }
   }
 }
 

@@ -10,6 +10,9 @@ import { type Column, plain } from "./output.ts";
 
 type Row = Readonly<Record<string, unknown>>;
 
+/** Digits of an id that tell it from others at a glance, and that the command line takes for it. */
+const SHORT = 8;
+
 const GAP = 2;
 const NARROWEST = 8;
 const NOTHING = "–";
@@ -28,11 +31,37 @@ export function safe(text: string): string {
   );
 }
 
-/** A value for a person: times in their own zone, nothing as a dash. */
+/** A value for a person: times in their own zone, members of a structure in words, nothing as a dash. */
 export function shown(value: unknown): string {
-  if (value === null || value === undefined) return NOTHING;
+  if (value === null || value === undefined || (Array.isArray(value) && value.length === 0)) return NOTHING;
   if (typeof value === "string" && TIME.test(value)) return localTime(value);
+  if (typeof value === "object" && !Array.isArray(value))
+    return Object.entries(value)
+      .map(([name, each]) => `${safe(name.replaceAll("_", " "))} ${shown(each)}`)
+      .join(", ");
   return safe(plain(value));
+}
+
+/** The end of an id: enough to name it by. */
+export function shortId(id: string): string {
+  return id.slice(-SHORT);
+}
+
+/** A value as its column wants it. */
+function cellOf(value: unknown, as: Column["as"]): string {
+  if (value === null || value === undefined) return NOTHING;
+  switch (as) {
+    case "age":
+      return ago(String(value));
+    case "short":
+      return shortId(String(value));
+    case "priority":
+      return `P${value}`;
+    case "bytes":
+      return typeof value === "number" ? size(value) : shown(value);
+    default:
+      return shown(value);
+  }
 }
 
 const TIME = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$/;
@@ -47,6 +76,7 @@ export function localTime(wire: string): string {
 
 /** A size for a person. */
 export function size(bytes: number): string {
+  if (bytes < 1 << 10) return `${bytes} B`;
   return bytes < 1 << 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(1)} MiB`;
 }
 
@@ -65,8 +95,26 @@ export function ago(wire: string): string {
 }
 
 /** How many columns of characters there are. */
-function width(): number {
+export function width(): number {
   return process.stdout.columns || 80;
+}
+
+/** A text that fits into so many columns: what is too long ends in `…`. */
+export function cut(text: string, columns: number): string {
+  if (Bun.stringWidth(text) <= columns) return text;
+  let fits = "";
+  let taken = 1;
+  for (const { segment } of new Intl.Segmenter().segment(text)) {
+    taken += Bun.stringWidth(segment);
+    if (taken > columns) break;
+    fits += segment;
+  }
+  return columns > 0 ? `${fits}…` : "";
+}
+
+/** A text with spaces behind it, so many columns wide. */
+export function pad(text: string, columns: number): string {
+  return `${text}${" ".repeat(Math.max(0, columns - Bun.stringWidth(text)))}`;
 }
 
 /** A table without lines, with its head in capitals, cut to the terminal's width. */
@@ -78,7 +126,7 @@ export function drawTable(
 ): string {
   const colours = paint(colour);
   const head = columns.map(({ name, title }) => title ?? name.replaceAll("_", " ").toUpperCase());
-  const cells = rows.map((row) => columns.map(({ name }) => shown(row[name])));
+  const cells = rows.map((row) => columns.map(({ name, as }) => cellOf(row[name], as)));
   const table = new Table({
     head: head.map((each) => colours.bold(each)),
     colWidths: fit(head, cells, whole ? Number.POSITIVE_INFINITY : width()),
@@ -133,23 +181,51 @@ function painted(text: string, name: string, colour: boolean): string {
   const colours = paint(colour);
   if (text === NOTHING || ID.test(text)) return colours.dim(text);
   if (name === "ok") return text === "true" ? colours.green(text) : colours.red(text);
-  if (name !== "status" && name !== "state") return text;
-  if (GOOD.has(text)) return colours.green(text);
-  return BAD.has(text) ? colours.red(text) : colours.yellow(text);
+  if (name === "priority") return text === "P0" ? colours.red(text) : text;
+  return name === "status" || name === "state" || name === "outcome" ? mood(text, text, colour) : text;
 }
 
-const GOOD = new Set(["open", "active", "running", "serving", "succeeded", "completed"]);
-const BAD = new Set(["stopped", "failed", "lost", "unresponsive", "foreign"]);
+/** A text in the colour of a state. */
+export function mood(state: string, text: string, colour: boolean): string {
+  const colours = paint(colour);
+  if (GOOD.has(state)) return colours.green(text);
+  if (BAD.has(state)) return colours.red(text);
+  return OVER.has(state) ? colours.dim(text) : colours.yellow(text);
+}
 
-/** One thing: a name and a value per line, aligned. */
+const GOOD = new Set([
+  ...["open", "active", "running", "serving", "succeeded", "completed", "present", "available"],
+  ...["registered"],
+]);
+const BAD = new Set(["stopped", "failed", "lost", "unresponsive", "foreign", "missing"]);
+const OVER = new Set(["closed", "archived", "cancelled", "removed", "expired", "released"]);
+
+/** One thing: a name and a value per line, aligned; lists of structures as tables below. */
 export function drawRecord(row: Row, colour: boolean): string {
   const colours = paint(colour);
-  const titles = Object.keys(row).map((name) => name.replaceAll("_", " "));
-  const widest = Math.max(...titles.map((title) => title.length)) + GAP;
-  return Object.entries(row)
-    .map(
-      ([name, value], at) =>
-        `${colours.bold(titles[at]!.padEnd(widest))}${painted(shown(value), name, colour)}\n`,
-    )
-    .join("");
+  const all = Object.entries(row);
+  const plainly = all.filter(([, value]) => !isRows(value));
+  const widest = Math.max(0, ...plainly.map(([name]) => name.length)) + GAP;
+  const lines = plainly.map(
+    ([name, value]) =>
+      `${colours.bold(name.replaceAll("_", " ").padEnd(widest))}${painted(shown(value), name, colour)}\n`,
+  );
+  return [
+    ...lines,
+    ...all.flatMap(([name, value]) => (isRows(value) ? [drawPart(name, value, colour)] : [])),
+  ].join("");
+}
+
+function isRows(value: unknown): value is readonly Row[] {
+  return Array.isArray(value) && value.length > 0 && value.every((each) => typeof each === "object");
+}
+
+/** A table with a title, as a part of something else. */
+export function drawPart(
+  title: string,
+  rows: readonly Row[],
+  colour: boolean,
+  columns: readonly Column[] = Object.keys(rows[0] ?? {}).map((name) => ({ name })),
+): string {
+  return `\n${paint(colour).bold(title.replaceAll("_", " "))}\n${drawTable(rows, columns, colour)}`;
 }

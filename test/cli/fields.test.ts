@@ -1,4 +1,4 @@
-/** What an aggregate that does not exist yet will look like on the command line (SPEC §8 `task`, `worktree`). */
+/** What an aggregate looks like on the command line by the rules alone; and that every one of the registry has them all. */
 import { describe, expect, test } from "bun:test";
 import { Type } from "typebox";
 import { argsOf } from "../../src/cli/command.ts";
@@ -12,7 +12,7 @@ import { Id, Name, nullable, object, oneOf, Path, pageOf, Seq, Time } from "../.
 import { system } from "../../src/kernel/system.ts";
 
 const row = object({
-  task_id: Id,
+  job_id: Id,
   project_id: Id,
   title: Name,
   stage: nullable(Type.String()),
@@ -20,40 +20,69 @@ const row = object({
 });
 const nothing = () => [];
 
-const task = aggregate("task", { status: "absent" })({
+const job = aggregate("job", { status: "absent" })({
   commands: {
     create: command(
       {
         project_id: Id,
         title: Name,
         priority: Type.Integer({ minimum: 0, maximum: 4 }),
-        parent_task_id: Type.Optional(Id),
+        parent_job_id: Type.Optional(Id),
         depends_on: Type.Optional(Type.Array(Id)),
         deadline_at: Type.Optional(Time),
       },
-      "Create a task.",
+      "Create a job.",
       { creates: true },
     ),
     complete: command(
-      { epoch: Seq, task_id: Id, result: Type.Optional(Type.Record(Type.String(), Type.Unknown())) },
-      "Complete a task.",
+      { epoch: Seq, job_id: Id, result: Type.Optional(Type.Record(Type.String(), Type.Unknown())) },
+      "Complete a job.",
       { result: object({ attempt: Seq }) },
     ),
     lock_writer: command(
       {
-        task_id: Id,
+        job_id: Id,
         mode: oneOf("read", "write"),
         ttl_ms: Type.Optional(Seq),
         steal: Type.Optional(Type.Boolean()),
       },
       "Lock.",
     ),
-    place: command({ task_id: Id, path: Path, timeout: Type.Optional(Seq) }, "Place."),
+    place: command({ job_id: Id, path: Path, timeout: Type.Optional(Seq) }, "Place."),
+    spawn: command(
+      { agent: object({ name: Name, version: Type.Optional(Name), steps: Type.Optional(Seq) }), job_id: Id },
+      "Structures.",
+    ),
+    fail: command(
+      { job_id: Id, failure: object({ class: Name, message: Type.String() }), code: Seq },
+      "Structures whose members speak for themselves.",
+    ),
+    claim: command(
+      {
+        job_id: Type.Optional(Id),
+        session_id: Id,
+        filter: Type.Optional(object({ project_id: Type.Optional(Id), stage: Type.Optional(Name) })),
+      },
+      "By id or by filter.",
+    ),
+    follow: command({ job_id: Id, depends_on_job_id: Id }, "Another of its kind."),
+    nest: command({ job_id: Id, deep: object({ list: Type.Array(Seq) }) }, "What no flag can say."),
   },
   events: {},
   reasons: {},
   scope: () => ({}),
-  decide: { create: nothing, complete: nothing, lock_writer: nothing, place: nothing },
+  decide: {
+    create: nothing,
+    complete: nothing,
+    lock_writer: nothing,
+    place: nothing,
+    spawn: nothing,
+    fail: nothing,
+    claim: nothing,
+    follow: nothing,
+    nest: nothing,
+  },
+  choose: { claim: ({ job_id }) => job_id ?? "" },
   evolve: {},
   readModel: { version: 1, tables: {}, apply: {} },
   queries: {
@@ -63,11 +92,11 @@ const task = aggregate("task", { status: "absent" })({
       "List.",
       () => ({}),
     ),
-    get: query({ task_id: Id }, row, "Show.", () => ({})),
+    get: query({ job_id: Id }, row, "Show.", () => ({})),
   },
 });
 
-const nouns = domainNouns(buildRegistry([...aggregates, task], system));
+const nouns = domainNouns(buildRegistry([...aggregates, job], system));
 
 /** `NAME --flag …` as help shows it, required ones with a star. */
 function usage(noun: string, verb: string): string[] {
@@ -81,11 +110,11 @@ function usage(noun: string, verb: string): string[] {
 
 describe("arguments derive from the payload", () => {
   test("required texts are positional, what it lies in is a required flag, the rest are flags", () => {
-    expect(usage("task", "create")).toEqual([
+    expect(usage("job", "create")).toEqual([
       "TITLE*",
       "--project*",
       "--priority*",
-      "--parent-task",
+      "--parent-job",
       "--depends-on",
       "--deadline-at",
       "--workspace",
@@ -93,29 +122,52 @@ describe("arguments derive from the payload", () => {
   });
 
   test("its own subject comes first, also where the payload has it later", () => {
-    expect(usage("task", "complete")).toEqual(["TASK*", "--epoch*", "--result"]);
+    expect(usage("job", "complete")).toEqual(["JOB*", "--epoch*", "--result"]);
   });
 
   test("underscores become dashes, choices become options, milliseconds may have units", () => {
-    expect(usage("task", "lock-writer").slice(0, 4)).toEqual([
-      "TASK*",
+    expect(usage("job", "lock-writer").slice(0, 4)).toEqual([
+      "JOB*",
       "READ|WRITE*".toLowerCase(),
       "--ttl-ms",
       "--steal",
     ]);
-    const { verbs } = nouns.task!;
+    const { verbs } = nouns.job!;
     const args = argsOf(verbs["lock-writer"]!);
     expect(args.mode).toMatchObject({ options: ["read", "write"] });
     expect(args["ttl-ms"]).toMatchObject({ format: "milliseconds" });
     expect(args.steal).toMatchObject({ type: "boolean", negatable: true });
   });
 
+  test("a structure of plain values is a flag for each; its name is the flag without more", () => {
+    expect(usage("job", "spawn")).toEqual(["JOB*", "--agent*", "--agent-version", "--agent-steps"]);
+    expect(argsOf(nouns.job!.verbs.spawn!)["agent-steps"]).toMatchObject({ format: "count" });
+  });
+
+  test("members that speak for themselves need no prefix, but may have it", () => {
+    expect(usage("job", "fail")).toEqual(["JOB*", "--class*", "--message*", "--code*"]);
+    expect(argsOf(nouns.job!.verbs.fail!).class).toMatchObject({ alias: ["failure-class"] });
+  });
+
+  test("a subject that may be left out is a word that may be left out", () => {
+    expect(usage("job", "claim")).toEqual(["JOB", "--session*", "--project", "--stage", "--workspace"]);
+    expect(argsOf(nouns.job!.verbs.claim!).session).toMatchObject({ env: "MP_SESSION_ID" });
+  });
+
+  test("another of the own kind is the next word", () => {
+    expect(usage("job", "follow")).toEqual(["JOB*", "DEPENDS_ON_JOB*"]);
+  });
+
+  test("what no flag can say is JSON", () => {
+    expect(argsOf(nouns.job!.verbs.nest!).deep).toMatchObject({ format: "json", valueHint: "JSON" });
+  });
+
   test("a field named like a general flag does not hide it", () => {
-    expect(usage("task", "place").slice(0, 3)).toEqual(["TASK*", "PATH*", "--task-timeout"]);
+    expect(usage("job", "place").slice(0, 3)).toEqual(["JOB*", "PATH*", "--job-timeout"]);
   });
 
   test("lists take names where they can, and paging", () => {
-    expect(usage("task", "list")).toEqual([
+    expect(usage("job", "list")).toEqual([
       "--project",
       "--stage",
       "--limit",
@@ -145,12 +197,14 @@ test("every command and query of every aggregate is a verb, and every field of i
     expect([type, verb !== undefined]).toEqual([type, true]);
     const args = argsOf(verb!);
     const fields = fieldsOf(registry(), kind, payload);
-    expect(fields.map(({ field }) => field).toSorted()).toEqual(Object.keys(payload.properties).toSorted());
+    const covered = new Set(fields.map(({ field, within }) => within ?? field));
+    expect([type, [...covered].toSorted()]).toEqual([type, Object.keys(payload.properties).toSorted()]);
+    expect([type, new Set(fields.map((each) => each.name)).size]).toEqual([type, fields.length]);
     for (const { name: flag, arg } of fields) {
-      expect([type, flag, args[flag]]).toEqual([type, flag, arg]);
-      expect([type, flag, arg.description.length > 0]).toEqual([type, flag, true]);
+      expect([type, flag, args[flag]?.type]).toEqual([type, flag, arg.type]);
+      expect([type, flag, (args[flag]?.description.length ?? 0) > 0]).toEqual([type, flag, true]);
     }
     seen += 1;
   }
-  expect(seen).toBeGreaterThan(8);
+  expect(seen).toBeGreaterThan(60);
 });

@@ -1,0 +1,203 @@
+/**
+ * `mp board show` (SPEC §8, §12): lanes side by side where the terminal is wide enough, below each other where not.
+ *
+ * One snapshot over all its pages: lanes and position are the first page's, and a node that moves meanwhile is neither
+ * missed nor doubled, because pages go by id. Left out on purpose: edges, which text draws badly; `--json` has them.
+ */
+import { isProblem, type Problem } from "../kernel/problems.ts";
+import { asking, type Ending, type Verb, verb } from "./command.ts";
+import { registry } from "./domain.ts";
+import { daemonLink, type Link } from "./link.ts";
+import type { Column, Output } from "./output.ts";
+import { wantedBy } from "./payload.ts";
+
+interface Lane {
+  readonly lane_id: string;
+  readonly name: string;
+  readonly stage: string | null;
+  readonly wip_limit: number | null;
+  readonly node_count: number;
+  readonly over_limit: boolean;
+}
+
+interface Node {
+  readonly node_id: string;
+  readonly lane_id: string;
+  readonly rank: string;
+  readonly kind: string;
+  readonly ref_id: string | null;
+  readonly text: string | null;
+  readonly title: string | null;
+  readonly status: string | null;
+}
+
+interface Snapshot {
+  readonly as_of_seq: number;
+  readonly board: { readonly board_id: string; readonly name: string };
+  readonly lanes: readonly Lane[];
+  readonly nodes: readonly Node[];
+  readonly edges: readonly { readonly from_node_id: string; readonly to_node_id: string }[];
+  readonly next: string | null;
+}
+
+/** As many as a page can have (SPEC §10). */
+const PAGE = 10_000;
+/** Cards of a lane that a terminal shows when nobody says how many. */
+const CARDS = 20;
+/** A lane beside others is at least so wide, with so much between two. */
+const NARROWEST = 24;
+const GAP = 2;
+
+const COLUMNS: readonly Column[] = [...["lane", "rank", "kind", "status", "title", "node_id", "ref_id"]].map(
+  (name) => ({ name }),
+);
+
+/** The verbs of boards that are not derived. */
+export function boardVerbs(): Readonly<Record<string, Verb>> {
+  return {
+    get show() {
+      return showVerb();
+    },
+    get snapshot() {
+      return showVerb();
+    },
+  };
+}
+
+function showVerb(): Verb {
+  const wanted = wantedBy(registry(), "board.snapshot");
+  const { cursor: _, ...args } = wanted.args;
+  return verb(
+    "Show a board: its lanes and what is in them.",
+    {
+      ...args,
+      limit: {
+        type: "string",
+        format: "count",
+        valueHint: "N",
+        description: `at most so many cards of each lane (${CARDS} at a terminal, else all)`,
+      },
+      ...asking,
+    },
+    async (values, { out }): Promise<Ending> => {
+      const link = daemonLink(values);
+      const given = await wanted.fill(link, { ...values, limit: undefined }, out.env);
+      if (isProblem(given)) return given;
+      const whole = await snapshot(link, given);
+      if (isProblem(whole)) return whole;
+      const limit = values.limit as number | undefined;
+      const most = limit ?? (out.terminal && !out.asJson ? CARDS : Number.POSITIVE_INFINITY);
+      const lanes = whole.lanes.filter(({ lane_id }) => (given.lane_id ?? lane_id) === lane_id);
+      const cards = lanes.map((lane) => ({ lane, all: nodesOf(whole, lane) }));
+      const nodes = cards.flatMap(({ all }) => all.slice(0, most));
+      if (out.asJson) await out.json(limit === undefined ? whole : within(whole, nodes));
+      else if (out.terminal) await draw(whole, cards, most, out);
+      else {
+        const names = new Map(lanes.map(({ lane_id, name }) => [lane_id, name]));
+        const rows = nodes.map((node) => ({
+          ...node,
+          lane: names.get(node.lane_id),
+          title: node.title ?? node.text,
+        }));
+        await out.table(rows, { columns: COLUMNS });
+      }
+      return undefined;
+    },
+    {
+      pointers: wanted.pointers,
+      notes: [
+        "Each card: what it is called, and below what it is, how it is, and the end of its id, which commands take.",
+        "A lane that holds more than it should is red: nothing is refused for it.",
+        `A pipe gets TSV without a header: ${COLUMNS.map(({ name }) => name).join(", ")}.`,
+        "--json: the whole snapshot with its edges.",
+      ],
+      examples: ["mp board show sprint", "mp board show sprint --lane doing --limit 100"],
+    },
+  );
+}
+
+/** All pages as one answer. */
+async function snapshot(link: Link, given: Readonly<Record<string, unknown>>): Promise<Snapshot | Problem> {
+  let first: Snapshot | undefined;
+  const nodes: Node[] = [];
+  const edges: Snapshot["edges"][number][] = [];
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    const answer = await link.ask("board.snapshot", { ...given, limit: PAGE, ...(cursor && { cursor }) });
+    if (isProblem(answer)) return answer;
+    const page = answer as Snapshot;
+    first ??= page;
+    nodes.push(...page.nodes);
+    edges.push(...page.edges);
+    cursor = page.next;
+  }
+  return { ...first!, nodes, edges, next: null };
+}
+
+/** The nodes of a lane, top to bottom: ranks are compared byte by byte. */
+function nodesOf({ nodes }: Snapshot, { lane_id }: Lane): Node[] {
+  return nodes
+    .filter((node) => node.lane_id === lane_id)
+    .sort((a, b) => (a.rank < b.rank ? -1 : a.rank > b.rank ? 1 : 0));
+}
+
+/** The snapshot with these nodes only, and the edges between them. */
+function within(whole: Snapshot, nodes: readonly Node[]): Snapshot {
+  const kept = new Set(nodes.map(({ node_id }) => node_id));
+  const edges = whole.edges.filter((edge) => kept.has(edge.from_node_id) && kept.has(edge.to_node_id));
+  return { ...whole, nodes, edges };
+}
+
+interface Cards {
+  readonly lane: Lane;
+  readonly all: readonly Node[];
+}
+
+async function draw({ board, as_of_seq }: Snapshot, lanes: readonly Cards[], most: number, out: Output) {
+  const terminal = await import("./terminal.ts");
+  const { pad, paint, safe, shortId, width } = terminal;
+  const colours = paint(out.colour);
+  const beside = Math.floor((width() + GAP) / lanes.length) - GAP;
+  const wide = beside >= NARROWEST;
+  const columns = wide ? beside : width();
+  const drawn = lanes.map((each) => laneLines(each, most, columns, out.colour, terminal));
+  const head = `${colours.bold(safe(board.name))}  ${colours.dim(`${shortId(board.board_id)}  as of #${as_of_seq}`)}`;
+  const body = wide
+    ? Array.from({ length: Math.max(...drawn.map(({ length }) => length)) }, (_, line) =>
+        drawn
+          .map((each) => pad(each[line] ?? "", columns))
+          .join(" ".repeat(GAP))
+          .trimEnd(),
+      )
+    : drawn.flatMap((each, at) => (at === 0 ? each : ["", ...each]));
+  await out.print(`${[head, "", ...body].join("\n")}\n`);
+}
+
+/** A lane: its head, a line, two lines for each card. */
+function laneLines(
+  { lane, all }: Cards,
+  most: number,
+  columns: number,
+  colour: boolean,
+  { cut, mood, paint, safe, shortId }: typeof import("./terminal.ts"),
+): string[] {
+  const colours = paint(colour);
+  const count = lane.wip_limit === null ? `${lane.node_count}` : `${lane.node_count}/${lane.wip_limit}`;
+  const told = lane.over_limit ? `${count} over` : count;
+  const name = cut(safe(lane.name), columns - told.length - 1);
+  const cards = all.slice(0, most).flatMap((node) => {
+    const { kind, status, title, text, ref_id, node_id } = node;
+    const called = safe(title ?? text ?? "");
+    const mark = status === null ? colours.dim("·") : mood(status, "●", colour);
+    const state = status === null ? "" : `${mood(status, status.replaceAll("_", " "), colour)} `;
+    const second = `  ${colours.dim(`${kind} `)}${state}${colours.dim(shortId(ref_id ?? node_id))}`;
+    return [`${mark} ${cut(called, columns - 2)}`, second];
+  });
+  const left = all.length - most;
+  return [
+    `${colours.bold(name)} ${lane.over_limit ? colours.red(told) : colours.dim(told)}`,
+    colours.dim("─".repeat(columns)),
+    ...cards,
+    ...(all.length === 0 ? [colours.dim("nothing")] : []),
+    ...(left > 0 ? [colours.dim(`+ ${left} more`)] : []),
+  ];
+}

@@ -1,0 +1,230 @@
+/**
+ * `mp worktree` beyond its registry (SPEC §8, §12): `check` for hooks, and verbs that say what git made of them.
+ *
+ * The receipt of create, remove and reconcile is an intent: git runs outside the writer, and what came of it is another
+ * event. These verbs end when that is known, and say it. `check` never starts a daemon in an empty home only to hear
+ * that nothing is locked there.
+ */
+import { existsSync } from "node:fs";
+import { paths } from "../daemon/paths.ts";
+import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { asking, type Ending, type Verb, verb } from "./command.ts";
+import { type Answered, commandVerb, registry } from "./domain.ts";
+import { carried } from "./fields.ts";
+import { daemonLink, type Link, type Sent } from "./link.ts";
+import { note, type Output } from "./output.ts";
+import { wantedBy } from "./payload.ts";
+
+interface Row {
+  readonly worktree_id: string;
+  readonly path: string;
+  readonly branch: string | null;
+  readonly status: string;
+  readonly failure: string | null;
+  readonly commit_sha: string | null;
+  readonly version: number;
+}
+
+interface Checked {
+  readonly worktree_id: string | null;
+  readonly path: string | null;
+  readonly writer: {
+    readonly session_id: string;
+    readonly epoch: number;
+    readonly expires_at: string;
+  } | null;
+}
+
+/** How long git may take after the daemon has answered, when `--timeout` does not say. */
+const GIT_MS = 300_000;
+const FAILED = 1;
+
+/** The verbs of worktrees that are not derived, or end otherwise. */
+export function worktreeVerbs(): Readonly<Record<string, Verb>> {
+  const settling = (type: string, examples: readonly string[]) =>
+    commandVerb(type, {
+      notes: [
+        "It ends when git has: exit code 1 with git's own words when git could not, and nothing has changed then.",
+        "A pipe gets TSV: worktree_id, status, branch, commit_sha, path. --json: the receipt, and the worktree as it is then.",
+      ],
+      examples,
+      show: settled,
+    });
+  return {
+    get create() {
+      return settling("worktree.create", [
+        "mp worktree create ../core-fix fix/parser --project core",
+        "mp worktree create ../core-fix fix/parser --project core --base origin/main",
+      ]);
+    },
+    get remove() {
+      return settling("worktree.remove", [
+        "mp worktree remove ../core-fix",
+        "mp worktree remove ../core-fix --force",
+      ]);
+    },
+    get reconcile() {
+      return settling("worktree.reconcile", ["mp worktree reconcile ../core-fix"]);
+    },
+    get check() {
+      return checkVerb();
+    },
+  };
+}
+
+/** Say what git made of the intent. */
+async function settled(receipt: Sent, { values, link, out }: Answered): Promise<Ending> {
+  const row = await outcome(link, receipt, values);
+  if (isProblem(row)) return row;
+  const verbed = receipt.type.slice(receipt.type.indexOf(".") + 1);
+  const wanted =
+    { create: ["present"], remove: ["removed"], reconcile: ["present", "missing"] }[verbed] ?? [];
+  const failed = !wanted.includes(row.status);
+  if (out.asJson) await out.json({ ...receipt, worktree: row });
+  if (failed) return failure(verbed, row, out);
+  if (out.asJson) return undefined;
+  const at = row.commit_sha === null ? "" : ` at ${row.commit_sha.slice(0, 12)}`;
+  const on = row.branch === null ? at : `: ${row.branch}${at}`;
+  const done =
+    { create: "created worktree", remove: "removed worktree" }[verbed] ?? `${row.status}: worktree`;
+  await out.said(`${done} ${row.path} (${row.worktree_id})${row.status === "present" ? on : ""}`, [
+    row.worktree_id,
+    row.status,
+    row.branch,
+    row.commit_sha,
+    row.path,
+  ]);
+  return undefined;
+}
+
+/** The words of git, on stderr. */
+async function failure(verbed: string, row: Row, { asJson }: Output): Promise<number> {
+  const said = row.failure ?? `it is ${row.status}`;
+  if (asJson) await note(JSON.stringify({ worktree_id: row.worktree_id, status: row.status, failure: said }));
+  else
+    await note(
+      [
+        `error: git could not ${verbed} the worktree ${row.path}`,
+        ...said
+          .trimEnd()
+          .split("\n")
+          .map((line) => `  ${line}`),
+        `  hint: the worktree is ${row.status}; mend the cause and run it again`,
+      ].join("\n"),
+    );
+  return FAILED;
+}
+
+/** The worktree once the event that tells how git fared is in the log. */
+async function outcome(
+  link: Link,
+  { subject, seq_global: after, version, events }: Sent,
+  { timeout }: Readonly<Record<string, unknown>>,
+): Promise<Row | Problem> {
+  const worktree_id = subject.id;
+  const row = await rowOf(link, worktree_id);
+  const begun = events.some(({ event_type }) => /^worktree\..*_started$/.test(event_type));
+  // The daemon holds its answer back until git has ended, as long as that does not take too long.
+  if (isProblem(row) || !begun || row.version > version) return row;
+  const target = await link.address();
+  if (isProblem(target)) return target;
+  const { tail } = await import("../client/tail.ts");
+  const signal = AbortSignal.timeout(typeof timeout === "number" ? timeout : GIT_MS);
+  const streams = [`worktree/${worktree_id}`];
+  const told = /^worktree\.(created|creation_failed|removed|removal_failed|reconciled)$/;
+  for await (const frame of tail(target, { after, filter: { streams }, signal })) {
+    if (frame.kind === "end") return frame.problem;
+    if (frame.kind === "event" && told.test(frame.event.event_type)) return rowOf(link, worktree_id);
+  }
+  return problem("timeout", "git has not ended yet", {
+    hint: `it goes on: 'mp worktree get ${worktree_id}' says how it ended`,
+    details: { worktree_id, status: row.status },
+  });
+}
+
+async function rowOf(link: Link, worktree_id: string): Promise<Row | Problem> {
+  return (await link.ask("worktree.get", { worktree_id })) as Row | Problem;
+}
+
+function checkVerb(): Verb {
+  const wanted = wantedBy(registry(), "worktree.check");
+  const { path: _, ...args } = wanted.args;
+  return verb(
+    "Whether one may write at a path: for hooks. Exit code 0 when one may, 5 with the reason when not.",
+    {
+      path: {
+        type: "positional",
+        valueHint: "PATH",
+        description: "a file or folder, there or not (the current folder)",
+      },
+      ...args,
+      epoch: { ...args.epoch!, fallback: "MP_WRITER_EPOCH" },
+      session: { ...args.session!, fallback: "MP_SESSION_ID" },
+      ...asking,
+    },
+    async (values, { out }): Promise<Ending> => {
+      // No log, so nobody has locked anything.
+      if (!existsSync(paths().database)) return allow({ worktree_id: null, path: null, writer: null }, out);
+      const link = daemonLink(values);
+      const own = fromEnvironment(values, out.env);
+      const given = await wanted.fill(link, { ...values, path: values.path ?? ".", ...own }, out.env);
+      if (isProblem(given)) return given;
+      const answer = await link.ask("worktree.check", given);
+      if (!isProblem(answer)) return allow(answer as unknown as Checked, out);
+      if (own.epoch === undefined || answer.reason !== "worktree.stale_epoch") return answer;
+      return (await elsewhere(link, given, out.env)) ? allow(undefined, out) : answer;
+    },
+    {
+      pointers: wanted.pointers,
+      notes: [
+        "The nearest worktree at or above PATH counts. Nobody writes there, or you do: 0. Another does, or your epoch is",
+        "an old one: 5. In a home without a log it is 0 at once; a daemon that is down is started, with --no-spawn it is 6.",
+        "In a session that 'mp session run' began nothing need be said: its epoch counts for its own worktree.",
+        "A pipe gets nothing when one may write. --json: what was found.",
+      ],
+      examples: [
+        "mp worktree check || exit 1                    in .git/hooks/pre-commit",
+        "mp worktree check src/parser.ts --epoch 3 --session SESSION",
+      ],
+    },
+  );
+}
+
+/** What `mp session run` told this process: the session, and the epoch of its writer lock. */
+function fromEnvironment(
+  values: Readonly<Record<string, unknown>>,
+  env: Readonly<Record<string, string | undefined>>,
+): { readonly epoch?: number; readonly session?: string } {
+  const { session, worktree } = carried;
+  const stored = env[worktree!.epoch] ?? "";
+  const epoch = values.epoch === undefined && /^\d{1,15}$/.test(stored) ? Number(stored) : undefined;
+  const id = values.session === undefined ? env[session!.id] || undefined : undefined;
+  return { ...(epoch !== undefined && { epoch }), ...(id !== undefined && { session: id }) };
+}
+
+/** Is the path in another worktree than the one that the epoch of the environment is for, and may one write there? */
+async function elsewhere(
+  link: Link,
+  { epoch: _, ...given }: Readonly<Record<string, unknown>>,
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<boolean> {
+  const own = env[carried.worktree!.id];
+  if (!own) return false;
+  const answer = await link.ask("worktree.check", given);
+  return !isProblem(answer) && (answer as unknown as Checked).worktree_id !== own;
+}
+
+async function allow(found: Checked | undefined, out: Output): Promise<Ending> {
+  const { worktree_id = null, path = null, writer = null } = found ?? {};
+  if (out.asJson) await out.json({ worktree_id, path, allowed: true, writer });
+  else if (out.terminal) {
+    const why =
+      path === null
+        ? "no worktree is registered here"
+        : writer === null
+          ? `nobody holds the writer lock of ${path}`
+          : `you hold the writer lock of ${path}`;
+    await out.said(`allowed: ${why}`, []);
+  }
+  return undefined;
+}

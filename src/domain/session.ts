@@ -42,6 +42,8 @@ const ExitCode = Type.Integer({ minimum: -2_147_483_648, maximum: 4_294_967_295 
 const Agent = object({ name: Name, version: Type.Optional(Name), model: Type.Optional(Name) });
 const Epoch = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 const DEFAULT_TTL_MS = 300_000;
+/** What the milliseconds of a lease count from. */
+const UNIX_START = "1970-01-01T00:00:00.000Z";
 const Ttl = Type.Integer({
   minimum: 1_000,
   maximum: 86_400_000,
@@ -510,7 +512,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
         const lease = read.one("leases", { stream: `session/${session_id}` });
         return {
           ...row,
-          expires_at: lease ? new Date(lease.expires_at).toISOString() : null,
+          expires_at: lease ? later(UNIX_START, lease.expires_at) : null,
           attachments: read
             .all("worktree_attachments", { session_id })
             .map(({ worktree_id, mode }) => ({ worktree_id, mode })),

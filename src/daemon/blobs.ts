@@ -14,21 +14,22 @@ export type BlobChange =
   /** The file is gone. */
   | { readonly what: "lose"; readonly digest: string; readonly stored_at: number };
 
-/** What came of a change: whether there is a row more or less, or SQLite's code when nothing could be written. */
-export type BlobChanged = { readonly changed: boolean } | { readonly refused: string };
+/** What came of changes: whether each made a row more or less, or SQLite's code when nothing could be written. */
+export type BlobsChanged = { readonly changed: readonly boolean[] } | { readonly refused: string };
 
 export class Blobs {
   constructor(readonly db: Database) {}
 
   /**
-   * Carry out a change, durably.
+   * Carry out changes in one transaction, durably.
    * @param now milliseconds since the epoch
    * @param readable whether the artifacts' read model is complete, so that it can be said that nobody wants something
    * @throws SQLiteError when it is not known what is on the disk: the process must end (SPEC §11)
    */
-  change(change: BlobChange, now: number, readable: boolean): BlobChanged {
+  change(changes: readonly BlobChange[], now: number, readable: boolean): BlobsChanged {
+    const all = () => changes.map((change) => this.#change(change, now, readable));
     try {
-      return { changed: this.db.transaction(() => this.#change(change, now, readable)).immediate() };
+      return { changed: this.db.transaction(all).immediate() };
     } catch (error) {
       const code = error instanceof SQLiteError ? (error.code ?? "") : "";
       if (!/^SQLITE_(FULL|BUSY|READONLY)/.test(code)) throw error;

@@ -6,13 +6,13 @@
 import type { Committed, Outcome, WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
 import type { ProjectionStatus } from "../kernel/projection.ts";
-import type { BlobChange, BlobChanged } from "./blobs.ts";
+import type { BlobChange, BlobsChanged } from "./blobs.ts";
 
 /** What the front says. */
 export type ToWriter =
   | { readonly kind: "open"; readonly database: string; readonly start_id: string }
   | { readonly kind: "write"; readonly id: number; readonly requests: readonly WriteRequest[] }
-  | { readonly kind: "blob"; readonly id: number; readonly change: BlobChange }
+  | { readonly kind: "blobs"; readonly changes: readonly BlobChange[] }
   | { readonly kind: "close" };
 
 /** What the writer says. */
@@ -23,7 +23,7 @@ export type FromWriter =
   | { readonly kind: "refused"; readonly message: string }
   /** `id` is null for what the daemon did by itself, such as ending a lease. */
   | ({ readonly kind: "committed"; readonly id: number | null } & Committed)
-  | { readonly kind: "blob"; readonly id: number; readonly done: BlobChanged }
+  | { readonly kind: "blobs"; readonly done: BlobsChanged }
   /** These bytes are in the store no more; comes before the commit that is the reason. */
   | { readonly kind: "released"; readonly digests: readonly string[] }
   | { readonly kind: "projections"; readonly projections: readonly ProjectionStatus[] }

@@ -8,7 +8,7 @@ import type { Outcome, WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { ProjectionStatus } from "../kernel/projection.ts";
-import type { BlobChange, BlobChanged } from "./blobs.ts";
+import type { BlobChange } from "./blobs.ts";
 import { decodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** Commands that may wait (SPEC §10); beyond it the answer is `overloaded`. */
@@ -27,6 +27,12 @@ const ENDING = problem("overloaded", "the daemon is ending: the next one takes o
 interface Waiting {
   readonly request: WriteRequest;
   readonly resolve: (outcomes: readonly Outcome[] | Problem) => void;
+}
+
+/** A change of the table of blobs. */
+interface WaitingBlob {
+  readonly change: BlobChange;
+  readonly resolve: (done: boolean | Problem) => void;
 }
 
 export interface QueueEvents {
@@ -49,8 +55,9 @@ export class WriteQueue {
   readonly #waiting: Waiting[] = [];
   #queued = 0;
   readonly #underWay = new Map<number, readonly Waiting[]>();
-  /** Changes of the table of blobs under way. */
-  readonly #blobs = new Map<number, (done: boolean | Problem) => void>();
+  /** Changes of the table of blobs that wait, and those under way: one transaction at a time. */
+  #blobs: WaitingBlob[] = [];
+  #blobsUnderWay: readonly WaitingBlob[] = [];
   #nextId = 0;
   #scheduled = false;
   #closed: (() => void) | undefined;
@@ -137,9 +144,8 @@ export class WriteQueue {
   blob(change: BlobChange): Promise<boolean | Problem> {
     if (this.#lost) return Promise.resolve(ENDING);
     const { promise, resolve } = Promise.withResolvers<boolean | Problem>();
-    const id = this.#nextId++;
-    this.#blobs.set(id, resolve);
-    this.#say({ kind: "blob", id, change });
+    this.#blobs.push({ change, resolve });
+    if (this.#blobsUnderWay.length === 0) this.#sendBlobs();
     return promise;
   }
 
@@ -169,6 +175,13 @@ export class WriteQueue {
   #send(): void {
     this.#scheduled = false;
     while (this.#waiting.length > 0 && this.#underWay.size < MAX_UNDER_WAY) this.#post();
+  }
+
+  /** What queues up while a change is made durable shares the next fsync, as commands do. */
+  #sendBlobs(): void {
+    this.#blobsUnderWay = this.#blobs.splice(0, MAX_BATCH);
+    if (this.#blobsUnderWay.length > 0)
+      this.#say({ kind: "blobs", changes: this.#blobsUnderWay.map(({ change }) => change) });
   }
 
   #post(): void {
@@ -204,10 +217,17 @@ export class WriteQueue {
         this.#send();
         break;
       }
-      case "blob":
-        this.#blobs.get(message.id)?.(answerOf(message.done));
-        this.#blobs.delete(message.id);
+      case "blobs": {
+        const { done } = message;
+        for (const [index, { resolve }] of this.#blobsUnderWay.entries())
+          resolve(
+            "changed" in done
+              ? done.changed[index]!
+              : problem("read_only", `the database cannot be written (${done.refused}): nothing was changed`),
+          );
+        this.#sendBlobs();
         break;
+      }
       case "released":
         this.events.released(message.digests);
         break;
@@ -244,8 +264,10 @@ export class WriteQueue {
     if (this.#lost) return;
     this.#lost = true;
     for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(UNKNOWN);
-    for (const resolve of this.#blobs.values()) resolve(UNKNOWN);
-    this.#blobs.clear();
+    for (const { resolve } of this.#blobsUnderWay) resolve(UNKNOWN);
+    for (const { resolve } of this.#blobs) resolve(ENDING);
+    this.#blobsUnderWay = [];
+    this.#blobs = [];
     // The writer never saw these.
     for (const each of this.#waiting) each.resolve(ENDING);
     this.#underWay.clear();
@@ -255,11 +277,4 @@ export class WriteQueue {
     this.#closed?.();
     this.events.lost(error);
   }
-}
-
-/** What came of a change of the table of blobs. */
-function answerOf(done: BlobChanged): boolean | Problem {
-  return "changed" in done
-    ? done.changed
-    : problem("read_only", `the database cannot be written (${done.refused}): nothing was changed`);
 }

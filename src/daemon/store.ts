@@ -7,8 +7,8 @@
  * anybody wants them, is the log's to say (domain/artifact.ts) and the writer's to decide (blobs.ts).
  */
 import type { Database } from "bun:sqlite";
-import { existsSync } from "node:fs";
-import { type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { type FileHandle, mkdir, open, readdir, rename, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type Bytes, NO_DIGEST, type StoredBytes } from "../http/artifacts.ts";
 import { reject } from "../kernel/aggregate.ts";
@@ -74,6 +74,7 @@ export class Store implements Bytes {
     this.#drafts = join(parts.folder, "tmp");
     this.#files = join(parts.folder, "sha256");
     this.#maxBytes = parts.max_bytes ?? MAX_BYTES;
+    mkdirSync(this.#drafts, { recursive: true, mode: 0o700 });
   }
 
   /** See `Bytes`. Refusals: invalid_schema, payload_too_large, malformed_request, read_only, artifact.*_mismatch. */
@@ -215,7 +216,7 @@ export class Store implements Bytes {
       }
     for (let after = ""; ; ) {
       const rows = this.#closed ? [] : this.#seen(after);
-      for (const row of rows) await this.#sweepRow(row);
+      await Promise.all(rows.map((row) => this.#sweepRow(row)));
       if (rows.length < SWEPT) return;
       after = rows.at(-1)!.digest;
     }
@@ -255,14 +256,27 @@ export class Store implements Bytes {
   }
 
   async #removeUnlessStored(hex: string): Promise<void> {
-    if (!this.#closed && !this.#stored(hex)) await this.#remove(this.#pathOf(hex));
+    if (this.#closed || this.#stored(hex)) return;
+    const gone = join(this.#drafts, crypto.randomUUID());
+    // In one step with the look above: whoever found the file before has opened it by now. Removing takes its time.
+    try {
+      renameSync(this.#pathOf(hex), gone);
+    } catch (error) {
+      if (codeOf(error) === "ENOENT") return;
+      throw error;
+    }
+    await this.#remove(gone);
   }
 
   /** Remove a file, or say why it stays: the next sweep tries again. */
   async #remove(path: string): Promise<void> {
-    await rm(path, { force: true }).catch((error: unknown) =>
-      this.#parts.warning(`a file of the artifact store cannot be removed: ${codeOf(error)}`),
-    );
+    try {
+      await unlink(path);
+    } catch (error) {
+      const code = codeOf(error);
+      if (!["ENOENT", "ENOTDIR"].includes(code))
+        this.#parts.warning(`a file of the artifact store cannot be removed: ${code}`);
+    }
   }
 
   #stored(hex: string): boolean {

@@ -162,8 +162,8 @@ function writerOn(db: Database, start_id: string) {
       arm();
       tidy();
     },
-    blob(id: number, change: BlobChange) {
-      say({ kind: "blob", id, done: blobs.change(change, systemClock.now(), readable()) });
+    blobs(changes: readonly BlobChange[]) {
+      say({ kind: "blobs", done: blobs.change(changes, systemClock.now(), readable()) });
       tidy();
     },
     close() {
@@ -224,8 +224,8 @@ self.onmessage = (message: MessageEvent<string>) => {
     case "write":
       guarded(() => opened!.write(data.id, data.requests));
       break;
-    case "blob":
-      guarded(() => opened!.blob(data.id, data.change));
+    case "blobs":
+      guarded(() => opened!.blobs(data.changes));
       break;
     case "close":
       guarded(() => opened?.close());

@@ -49,6 +49,17 @@ const fileOf = (digest: string, folder = home) =>
   join(folder, "artifacts", "sha256", digest.slice(7, 9), digest.slice(7));
 const drafts = (folder = home) => filesOf(folder).filter((file) => file.startsWith("tmp"));
 
+/** An upload of which a part has come in, and no more does. */
+async function begun({ home, socket }: DaemonProcess, digest: string) {
+  const connection = await Bun.connect({ unix: socket, socket: { data: () => undefined } });
+  connection.write(`PUT ${url(digest)} HTTP/1.1\r\nHost: mp\r\nContent-Length: 1000000\r\n\r\nsome of it`);
+  await waitFor(
+    () => drafts(home).find((file) => readFileSync(join(home, "artifacts", file), "utf8") === "some of it"),
+    { what: "a draft" },
+  );
+  return connection;
+}
+
 let workspaces = 0;
 async function workspace(): Promise<string> {
   return (await mp.done("workspace.create", { name: `w-${++workspaces}` })).subject.id;
@@ -159,13 +170,9 @@ describe("an upload", () => {
 
   test("whose client is gone in the middle leaves nothing", async () => {
     const digest = digestOf("never whole");
-    await raw(
-      daemon.socket,
-      [`PUT ${url(digest)} HTTP/1.1\r\nHost: mp\r\nContent-Length: 1000\r\n\r\nhalf`],
-      {
-        hangUp: true,
-      },
-    );
+    const connection = await begun(daemon, digest);
+    expectRefused(await mp.get(url(digest)), "not_found");
+    connection.terminate();
     await waitFor(() => drafts().length === 0, { what: "the draft to be removed" });
     expectRefused(await mp.get(url(digest)), "not_found");
   });
@@ -357,15 +364,8 @@ test("a daemon that is killed while bytes come in shows nothing of them, and tak
   const whole = fresh();
   await put(digestOf(whole), whole, mine.socket);
   const digest = digestOf("never whole");
-  const connection = await Bun.connect({ unix: mine.socket, socket: { data: () => undefined } });
-  connection.write(`PUT ${url(digest)} HTTP/1.1\r\nHost: mp\r\nContent-Length: 1000000\r\n\r\nsome of it`);
-  const draft = await waitFor(
-    () =>
-      drafts(mine.home).find(
-        (file) => readFileSync(join(mine.home, "artifacts", file), "utf8") === "some of it",
-      ),
-    { what: "a draft" },
-  );
+  const connection = await begun(mine, digest);
+  const [draft] = drafts(mine.home) as [string];
   await mine.restart("SIGKILL");
   connection.terminate();
   await waitFor(() => !existsSync(join(mine.home, "artifacts", draft)), { what: "the draft to be swept" });

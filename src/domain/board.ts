@@ -186,10 +186,7 @@ function lanesOf(read: Read, board_id: string) {
   }));
 }
 
-/** The nodes of a page: those between two ids, of one lane or of all. */
-const OF_PAGE = "a.board_id = ?1 AND a.node_id BETWEEN ?2 AND ?3 AND (?4 IS NULL OR a.lane_id = ?4)";
-
-/** The nodes of a page with what they stand for. */
+/** The nodes of a page with what they stand for; those between two ids, of one lane or of all. */
 const NODES = `
   SELECT a.node_id, a.lane_id, a.rank, a.kind, a.ref_id, a.text,
     coalesce(t.title, s.title, s.agent_name, w.path, f.name, f.digest) AS title,
@@ -199,63 +196,42 @@ const NODES = `
   LEFT JOIN sessions s ON a.kind = 'session' AND s.session_id = a.ref_id
   LEFT JOIN worktrees w ON a.kind = 'worktree' AND w.worktree_id = a.ref_id
   LEFT JOIN artifacts f ON a.kind = 'artifact' AND f.artifact_id = a.ref_id
-  WHERE ${OF_PAGE} ORDER BY a.node_id`;
+  WHERE a.board_id = ?1 AND a.node_id BETWEEN ?2 AND ?3 AND (?4 IS NULL OR a.lane_id = ?4)
+  ORDER BY a.node_id`;
 
 /**
- * Edges go from what names the other to what it names, so that each is found by a key of the node it starts at. CROSS JOIN
- * is how SQLite is told to join in the order written.
+ * One kind of edges that start at a page's nodes and end on the board. They go from what names the other to what it names, so
+ * that each is found by the key of the node it starts at; CROSS JOIN makes SQLite look in the order that is written.
  */
-const EDGES = [
-  {
-    kind: "lineage",
-    relation: "'parent'",
-    of: "session",
-    from: "sessions",
-    by: "session_id",
-    to: "parent_session_id",
-  },
-  {
-    kind: "lineage",
-    relation: "'fork'",
-    of: "session",
-    from: "sessions",
-    by: "session_id",
-    to: "forked_from_session_id",
-  },
-  {
-    kind: "dependency",
-    relation: "'depends_on'",
-    of: "task",
-    from: "task_dependencies",
-    by: "task_id",
-    to: "depends_on_task_id",
-  },
-  {
-    kind: "attachment",
-    relation: "x.mode",
-    of: "session",
-    from: "worktree_attachments",
-    by: "session_id",
-    to: "worktree_id",
-  },
-  {
-    kind: "provenance",
-    relation: "'linked'",
-    of: "artifact",
-    from: "artifact_links",
-    by: "artifact_id",
-    to: "id",
-  },
-]
-  .map(
-    ({ kind, relation, of, from, by, to }) => `
+const edges = (
+  kind: string,
+  relation: string,
+  found: { from: string; in: string; by: string; to: string },
+) => `
   SELECT '${kind}' AS kind, ${relation} AS relation, a.node_id AS from_node_id, b.node_id AS to_node_id
-  FROM board_nodes a CROSS JOIN ${from} x ON x.${by} = a.ref_id
-  CROSS JOIN board_nodes b ON b.ref_id = x.${to} AND b.board_id = ?1
-  WHERE a.kind = '${of}' AND ${OF_PAGE}`,
+  FROM a CROSS JOIN ${found.in} x ON x.${found.by} = a.ref_id
+  CROSS JOIN board_nodes b ON b.ref_id = x.${found.to} AND b.board_id = ?1
+  WHERE a.kind = '${found.from}'`;
+
+const ofSession = { from: "session", in: "sessions", by: "session_id" };
+const EDGES = `
+  WITH a AS MATERIALIZED (
+    SELECT node_id, kind, ref_id FROM board_nodes
+    WHERE board_id = ?1 AND node_id BETWEEN ?2 AND ?3 AND (?4 IS NULL OR lane_id = ?4) AND ref_id IS NOT NULL
   )
-  .join(" UNION ALL ")
-  .concat(" ORDER BY from_node_id, to_node_id, kind, relation");
+  ${[
+    edges("lineage", "'parent'", { ...ofSession, to: "parent_session_id" }),
+    edges("lineage", "'fork'", { ...ofSession, to: "forked_from_session_id" }),
+    edges("attachment", "x.mode", { ...ofSession, in: "worktree_attachments", to: "worktree_id" }),
+    edges("dependency", "'depends_on'", {
+      from: "task",
+      in: "task_dependencies",
+      by: "task_id",
+      to: "depends_on_task_id",
+    }),
+    edges("provenance", "'linked'", { from: "artifact", in: "artifact_links", by: "artifact_id", to: "id" }),
+  ].join(" UNION ALL ")}
+  ORDER BY from_node_id, to_node_id, kind, relation`;
 
 const LaneAnswer = object({ ...laneShown, over_limit: Type.Boolean() });
 

@@ -6,6 +6,7 @@
  */
 import { readFileSync, rmSync } from "node:fs";
 import { userInfo } from "node:os";
+import { join } from "node:path";
 import { aggregates } from "../domain/index.ts";
 import { type App, app } from "../http/app.ts";
 import { socketGate } from "../http/request.ts";
@@ -19,6 +20,7 @@ import { buildRegistry } from "../kernel/registry.ts";
 import { Hub } from "../kernel/stream.ts";
 import { system } from "../kernel/system.ts";
 import { API_VERSION, VERSION } from "../version.ts";
+import { GitEffects } from "./git.ts";
 import { claimDaemon } from "./handshake.ts";
 import { type DaemonInfo, removeInfo, writeInfo } from "./info.ts";
 import { Jobs } from "./jobs.ts";
@@ -48,7 +50,7 @@ export type Served =
  */
 export async function serve(paths: Paths): Promise<Served | Problem> {
   // Before anything is made: the socket must never be open to others, not even for a moment (SPEC §10).
-  process.umask(0o077);
+  const umask = process.umask(0o077);
   for (const name of sessionVariables) delete process.env[name];
   const refusal = prepare(paths);
   if (refusal) return refusal;
@@ -56,7 +58,7 @@ export async function serve(paths: Paths): Promise<Served | Problem> {
   if (isProblem(claim) || "running" in claim) return claim;
   const log = logger(paths.log, { level: "info" });
   try {
-    const served = await start(paths, claim.lock, log);
+    const served = await start(paths, claim.lock, log, umask);
     if (isProblem(served)) {
       log.error({ problem: served }, "the daemon cannot start");
       claim.lock.release();
@@ -69,11 +71,12 @@ export async function serve(paths: Paths): Promise<Served | Problem> {
   }
 }
 
-async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Problem> {
+async function start(paths: Paths, lock: Lock, log: Logger, umask: number): Promise<Served | Problem> {
   const start_id = systemClock.id();
   const { promise: ended, resolve: end } = Promise.withResolvers<number>();
   let hub: Hub | undefined;
   let store: Store | undefined;
+  let git: GitEffects | undefined;
   // Before there is anything to drain only the loss of the writer ends it.
   let stop = () => end(1);
 
@@ -81,7 +84,10 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
     progress(name, done, of) {
       if (of > 0) log.info({ projection: name, done, of }, "rebuilding");
     },
-    committed: (events, names) => hub?.publish(events, names),
+    committed(events, names) {
+      hub?.publish(events, names);
+      if (names.includes("worktree")) git?.committed(events);
+    },
     released: (digests) => store?.released(digests),
     shutdown: () => stop(),
     readOnly: (code) =>
@@ -119,12 +125,15 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   const user = userName();
   const tokens = sessionTokens({ keys: paths.keys, db: reader.db, registry, user });
   const gate = socketGate(user, process.getuid?.() ?? 0, tokens.caller);
+  const readModels = new ReadModels(reader.db, registry);
+  const effects = new GitEffects({ queue, readModels, log, notes: join(paths.data, "git"), umask });
+  git = effects;
   const dispatch = dispatcher({
     closed,
     now: systemClock.now,
     registry,
-    submit: (request) => queue.submit(request),
-    readModels: new ReadModels(reader.db, registry),
+    submit: (request) => effects.submit(request),
+    readModels,
     hub,
     systemQueries: systemAnswers({ info, registry, hub, queue, jobs, tokens, database: paths.database }),
   });
@@ -145,7 +154,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
     gate: (request) => closed() ?? gate(request),
     onBug: (trace_id, error) => log.error({ trace_id, err: error }, "a request met a bug"),
   });
-  const parts: Running = { routes, hub, queue, store, jobs, paths, lock, log };
+  const parts: Running = { routes, hub, queue, git, store, jobs, paths, lock, log };
   stop = () => {
     if (stopping) return;
     stopping = true;
@@ -157,6 +166,7 @@ async function start(paths: Paths, lock: Lock, log: Logger): Promise<Served | Pr
   try {
     listen(routes, paths);
     writeInfo(paths, info);
+    git.settle();
   } catch (error) {
     reader.db.close();
     await queue.close();
@@ -209,6 +219,7 @@ interface Running {
   readonly routes: App;
   readonly hub: Hub;
   readonly queue: WriteQueue;
+  readonly git: GitEffects;
   readonly store: Store;
   readonly jobs: Jobs;
   readonly paths: Paths;
@@ -221,7 +232,7 @@ interface Running {
  * @returns the exit code: 1 when the writer is lost; then the database is left as it is, and locked until the process
  * ends, for the next start to find out what is stored
  */
-async function drain({ routes, hub, queue, store, jobs, paths, lock, log }: Running): Promise<number> {
+async function drain({ routes, hub, queue, git, store, jobs, paths, lock, log }: Running): Promise<number> {
   log.info("stopping");
   // Gone from the file system at once: a client that connects from now on starts the next daemon.
   rmSync(paths.socket, { force: true });
@@ -229,6 +240,7 @@ async function drain({ routes, hub, queue, store, jobs, paths, lock, log }: Runn
   const closed = server?.stop(false);
   hub.close(STOPPING);
   jobs.close(STOPPING);
+  await git.close();
   await queue.flush();
   // What is still open after the answers went out is an idle keep-alive or a reader that does not read.
   await Promise.race([closed, Bun.sleep(250)]);

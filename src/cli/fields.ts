@@ -44,6 +44,8 @@ export interface Plain {
   readonly maximum?: number;
 }
 
+const TIME = "such as 2026-11-22T10:00Z, or so long from now, such as 30m";
+
 /** What no schema says: the fields that the kernel adds to queries (SPEC §3), and those that take more than ids. */
 const general: Readonly<Record<string, string>> = {
   lane_id: "a lane of the board, by name or id",
@@ -54,6 +56,8 @@ const general: Readonly<Record<string, string>> = {
   epoch: "the epoch that was given with what is held: an older one is refused",
   expected_epoch: "the epoch that the holder has: another one is refused",
   ttl_ms: "how long it lasts without a renewal, such as 30s or 5m (5m)",
+  not_before: `not before this time, ${TIME}`,
+  deadline_at: `it is overdue after this time, ${TIME}`,
   from_session_id: "the session it goes on from, by id",
   depends_on_task_id: "the task that must succeed first, by id",
   depends_on: "tasks that must succeed first, by id",
@@ -146,7 +150,10 @@ function membersOf(
     const bare = speaking.has(within) && !others.has(member) && !taken.has(made.name);
     const name = member === "name" ? kebab(within) : bare ? made.name : prefixed;
     const { alias = [], ...arg } = made.arg;
-    const description = arg.description.replace(/^its /, `the ${within}'s `);
+    const description = arg.description.replace(
+      /^its /,
+      within === "filter" ? "only of this " : `the ${within}'s `,
+    );
     const further = [...(bare ? [...alias, prefixed] : alias.map((each) => `${kebab(within)}-${each}`))];
     return {
       ...made,
@@ -253,8 +260,7 @@ function descriptionOf(
     const what = field === `${kind}_id` ? "its" : `the ${words}, by`;
     return `${what} ${handlesOf(registry, refersTo)}${many}`;
   }
-  if (schema.pattern === (Time as Plain).pattern)
-    return `its ${words}: a time such as 2026-11-22T10:00Z, or how long from now, such as 30m`;
+  if (schema.pattern === (Time as Plain).pattern) return `its ${words}, ${TIME}`;
   if (isPathName(field, schema)) {
     const found = field === "git_common_dir" ? "; found by itself from the repository's path" : "";
     return `a folder that exists; made absolute and canonical${found}`;

@@ -26,6 +26,9 @@ const COLUMNS: readonly Column[] = [
   ...["agent_name", "title", "children", "worst_status"],
 ].map((name) => ({ name }));
 
+/** Columns that a name and its branches have at least. */
+const NARROWEST = 20;
+
 /** States at a glance, also without colour. */
 const MARKS: Readonly<Record<string, string>> = {
   starting: "◌",
@@ -89,42 +92,54 @@ async function show(rows: readonly Row[], levels: number, out: Output): Promise<
     });
     return;
   }
-  const terminal = await import("./terminal.ts");
-  const { ago, cut, mood, pad, paint, safe, shortId, shown, width } = terminal;
+  await out.print(await drawn(kept, first + levels - 1, out));
+}
+
+/**
+ * The tree as lines: branches, mark and name; state; age; id; what is hidden below.
+ * @param last the depth that nothing is shown below of
+ */
+async function drawn(
+  rows: readonly (Row & { readonly below: number })[],
+  last: number,
+  out: Output,
+): Promise<string> {
+  const { ago, cut, mood, pad, paint, safe, shortId, width } = await import("./terminal.ts");
   const colours = paint(out.colour);
-  const branches = branchesOf(kept, Math.floor(width() / 2));
-  const lines = kept.map((row, at) => {
-    const { status, waiting_for, title, agent_name } = row;
-    const hidden = row.depth - first === levels - 1 ? row.below : 0;
-    const state = waiting_for === null ? status : `${status} for ${shown(waiting_for).replaceAll("_", " ")}`;
-    const more = hidden === 0 ? "" : `+ ${hidden} below, worst ${row.worst_status}`;
-    const called = safe(title === null ? agent_name : `${title} (${agent_name})`);
-    return { row, branch: branches[at]!, called, state, age: ago(row.updated_at), more };
+  const lines = rows.map((row) => {
+    const { status, waiting_for, title, agent_name, depth, below, worst_status, updated_at } = row;
+    return {
+      row,
+      called: safe(title === null ? agent_name : `${title} (${agent_name})`),
+      state: waiting_for === null ? status : `${status} for ${waiting_for.replaceAll("_", " ")}`,
+      age: ago(updated_at),
+      more: depth === last && below > 0 ? `+ ${below} below, worst ${worst_status}` : "",
+    };
   });
-  const widest = (of: (line: (typeof lines)[number]) => string) =>
-    lines.reduce((most, line) => Math.max(most, Bun.stringWidth(of(line))), 0);
-  const [states, ages, mores] = [
-    widest(({ state }) => state),
-    widest(({ age }) => age),
-    widest(({ more }) => more),
-  ];
-  const rest = states + ages + 8 + 6 + (mores > 0 ? mores + 2 : 0);
-  const names = Math.max(
-    20,
-    Math.min(
-      widest(({ branch, called }) => `${branch}M ${called}`),
-      width() - rest,
-    ),
-  );
-  const drawn = lines.map(({ row, branch, called, state, age, more }) => {
+  const widest = (texts: readonly string[]) =>
+    texts.reduce((most, text) => Math.max(most, Bun.stringWidth(text)), 0);
+  const states = widest(lines.map(({ state }) => state));
+  const ages = widest(lines.map(({ age }) => age));
+  const mores = widest(lines.map(({ more }) => more));
+  // Two spaces between two columns; the id's last.
+  const rest = 2 + states + 2 + ages + 2 + shortId(rows[0]!.session_id).length + (mores > 0 ? 2 + mores : 0);
+  const room = Math.max(NARROWEST, width() - rest);
+  const branches = branchesOf(rows, Math.floor(room / 2));
+  const names = Math.min(room, widest(lines.map(({ called }, at) => `${branches[at]}M ${called}`)));
+  const drawnLines = lines.map(({ row, called, state, age, more }, at) => {
+    const branch = branches[at]!;
     const mark = mood(row.status, MARKS[row.status] ?? "?", out.colour);
     const name = cut(called, names - Bun.stringWidth(branch) - 2);
-    const filled = pad(`${branch === "" ? "" : colours.dim(branch)}${mark} ${name}`, names);
-    const told = mood(row.status, pad(state, states), out.colour);
-    const end = more === "" ? "" : `  ${mood(row.worst_status ?? "", more, out.colour)}`;
-    return `${filled}  ${told}  ${colours.dim(pad(age, ages))}  ${colours.dim(shortId(row.session_id))}${end}`;
+    const cells = [
+      pad(`${branch === "" ? "" : colours.dim(branch)}${mark} ${name}`, names),
+      mood(row.status, pad(state, states), out.colour),
+      colours.dim(pad(age, ages)),
+      colours.dim(shortId(row.session_id)),
+      ...(more === "" ? [] : [mood(row.worst_status ?? "", more, out.colour)]),
+    ];
+    return `${cells.join("  ")}\n`;
   });
-  await out.print(`${drawn.join("\n")}\n`);
+  return drawnLines.join("");
 }
 
 /**

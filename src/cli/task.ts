@@ -243,15 +243,27 @@ function readyVerb(): Verb {
 
 /** `task.get`, as far as it is drawn in its own way. */
 interface Task {
+  readonly task_id: string;
+  readonly title: string;
+  readonly body: string | null;
+  readonly status: string;
   readonly priority: number;
   readonly attempt: number;
   readonly max_attempts: number;
   readonly claim: { readonly session_id: string; readonly epoch: number; readonly expires_at: string } | null;
-  readonly why: readonly unknown[];
+  readonly why: readonly { readonly detail: string; readonly task_id?: string }[];
   readonly dependencies: readonly Values[];
-  readonly dependents: readonly unknown[];
+  readonly dependency_count: number;
+  readonly dependents: readonly Values[];
+  readonly dependent_count: number;
   readonly attempts: readonly Values[];
 }
+
+/** What the record of a task leaves out: told elsewhere in it, or bookkeeping. */
+const ELSEWHERE = new Set([
+  ...["max_attempts", "claim_session_id", "claim_epoch", "unmet", "version"],
+  ...["dependency_count", "dependent_count", "why", "dependencies", "dependents", "attempts"],
+]);
 
 const OTHER_TASKS: readonly Column[] = [
   { name: "status" },
@@ -278,43 +290,42 @@ function getVerb(): Verb {
         await out.record(whole);
         return undefined;
       }
-      const { ago, drawPart, drawRecord, paint } = await import("./terminal.ts");
-      const {
-        why = [],
-        dependencies = [],
-        attempts = [],
-        dependents = [],
-        ...task
-      } = whole as unknown as Task;
-      const colours = paint(out.colour);
-      const told = Object.fromEntries(Object.entries(task).filter(([, value]) => value !== null));
-      const parts = [
-        drawRecord(
-          { ...told, priority: `P${task.priority}`, attempt: `${task.attempt} of ${task.max_attempts}` },
-          out.colour,
-        ),
-        ...(why.length > 0
-          ? [
-              `\n${colours.bold("why it is not ready")}\n`,
-              ...why.map((each) => `  ${sentenceOf(each, ago)}\n`),
-            ]
-          : []),
-        ...(dependencies.length > 0 ? [drawPart("depends on", dependencies, out.colour, OTHER_TASKS)] : []),
-        ...(dependents.length > 0
-          ? [drawPart("others depend on it", dependents.map(rowOf), out.colour, OTHER_TASKS)]
-          : []),
-        ...(attempts.length > 0 ? [drawPart("attempts", attempts, out.colour, ATTEMPTS)] : []),
-      ];
-      await out.print(parts.join(""));
+      await out.print(await drawn(whole as unknown as Task, out));
       return undefined;
     },
   });
 }
 
-function rowOf(each: unknown): Values {
-  return typeof each === "string" ? { task_id: each } : (each as Values);
-}
-
-function sentenceOf(each: unknown, _ago: (wire: string) => string): string {
-  return typeof each === "string" ? each : JSON.stringify(each);
+async function drawn(task: Task, { colour }: Output): Promise<string> {
+  const { drawPart, drawRecord, localTime, paint, safe, shortId } = await import("./terminal.ts");
+  const { title, status, priority, attempt, max_attempts, claim, why } = task;
+  const told = Object.entries(task).filter(([name, value]) => value !== null && !ELSEWHERE.has(name));
+  const record = {
+    title,
+    status,
+    ...Object.fromEntries(told),
+    priority: `P${priority}`,
+    attempt: `${attempt} of ${max_attempts}`,
+    ...(claim && {
+      claim: `session ${claim.session_id}, epoch ${claim.epoch}, until ${localTime(claim.expires_at)}`,
+    }),
+  };
+  const sentences = why.map(({ detail, task_id }) => {
+    const said = detail.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (wire) => localTime(wire));
+    return `  ${safe(said)}${task_id === undefined ? "" : ` (${shortId(task_id)})`}\n`;
+  });
+  const part = (name: string, rows: readonly Values[], count: number, columns: readonly Column[]) => {
+    const some = count > rows.length ? `${name} (${rows.length} of ${count})` : name;
+    return rows.length > 0 ? [drawPart(some, rows, colour, columns)] : [];
+  };
+  const plain = status === "running" || status === "succeeded";
+  return [
+    drawRecord(record, colour),
+    ...(plain || why.length === 0
+      ? []
+      : [`\n${paint(colour).bold("why it cannot be claimed")}\n`, ...sentences]),
+    ...part("depends on", task.dependencies, task.dependency_count, OTHER_TASKS),
+    ...part("others depend on it", task.dependents, task.dependent_count, OTHER_TASKS),
+    ...part("attempts", task.attempts, task.attempts.length, ATTEMPTS),
+  ].join("");
 }

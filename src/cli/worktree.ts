@@ -9,10 +9,10 @@ import { existsSync } from "node:fs";
 import { paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
-import { type Answered, commandVerb, registry } from "./domain.ts";
+import { type Answered, commandVerb, registry, withoutPosition } from "./domain.ts";
 import { carried } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
-import { note, type Output } from "./output.ts";
+import { isTerminal, note, type Output } from "./output.ts";
 import { wantedBy } from "./payload.ts";
 
 interface Row {
@@ -80,7 +80,7 @@ async function settled(receipt: Sent, { values, link, out }: Answered): Promise<
   const wanted =
     { create: ["present"], remove: ["removed"], reconcile: ["present", "missing"] }[verbed] ?? [];
   const failed = !wanted.includes(row.status);
-  if (out.asJson) await out.json({ ...receipt, worktree: row });
+  if (out.asJson) await out.json({ ...receipt, worktree: withoutPosition(row) });
   if (failed) return failure(verbed, row, out);
   if (out.asJson) return undefined;
   const at = row.commit_sha === null ? "" : ` at ${row.commit_sha.slice(0, 12)}`;
@@ -98,20 +98,25 @@ async function settled(receipt: Sent, { values, link, out }: Answered): Promise<
 }
 
 /** The words of git, on stderr. */
-async function failure(verbed: string, row: Row, { asJson }: Output): Promise<number> {
-  const said = row.failure ?? `it is ${row.status}`;
-  if (asJson) await note(JSON.stringify({ worktree_id: row.worktree_id, status: row.status, failure: said }));
-  else
-    await note(
-      [
-        `error: git could not ${verbed} the worktree ${row.path}`,
-        ...said
-          .trimEnd()
-          .split("\n")
-          .map((line) => `  ${line}`),
-        `  hint: the worktree is ${row.status}; mend the cause and run it again`,
-      ].join("\n"),
-    );
+async function failure(verbed: string, row: Row, out: Output): Promise<number> {
+  const { worktree_id, path, status } = row;
+  const said = row.failure ?? `it is ${status}`;
+  if (out.asJson) {
+    await note(JSON.stringify({ worktree_id, status, failure: said }));
+    return FAILED;
+  }
+  const terminal = await isTerminal(2);
+  const { paint, safe } = terminal ? await import("./terminal.ts") : { paint: undefined, safe: String };
+  const colours = paint?.(!out.env.NO_COLOR && out.env.TERM !== "dumb");
+  const error = colours ? colours.bold(colours.red("error:")) : "error:";
+  const lines = said.trimEnd().split("\n");
+  await note(
+    [
+      `${error} git could not ${verbed} the worktree ${safe(path)}`,
+      ...lines.map((line) => `  ${safe(line)}`),
+      `  hint: it is ${status} now; mend the cause and give the command again`,
+    ].join("\n"),
+  );
   return FAILED;
 }
 

@@ -2,10 +2,17 @@
  * The rules of board (SPEC §8): every command and every reason; the order of lanes against a naive model of arrays; snapshots,
  * their pages and their edges. The seed is printed; MP_TEST_SEED=… repeats a run.
  */
+import type { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
 import fc from "fast-check";
+import { artifact } from "../../src/domain/artifact.ts";
 import { board } from "../../src/domain/board.ts";
+import { project } from "../../src/domain/project.ts";
+import { session } from "../../src/domain/session.ts";
+import { task } from "../../src/domain/task.ts";
 import { workspace } from "../../src/domain/workspace.ts";
+import { worktree } from "../../src/domain/worktree.ts";
+import type { Scope } from "../../src/kernel/aggregate.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import { ReadModels } from "../../src/kernel/readmodel.ts";
 import { matches, schemaErrors } from "../../src/kernel/schema.ts";
@@ -43,24 +50,6 @@ const text = { kind: "comment", text: "x" } as const;
 function resultOf(outcome: ReturnType<Kernel["run"]>): Record<string, string> {
   if ("problem" in outcome) throw new Error(JSON.stringify(outcome.problem));
   return (JSON.parse(outcome.receipt) as { result: Record<string, string> }).result;
-}
-
-/** Asks the queries of board as a client does, on a connection that only reads, and checks each answer. */
-function asking(it: Kernel) {
-  const db = openForReading(it.path);
-  afterAll(() => db.close());
-  const readModels = new ReadModels(db, it.registry);
-  const ask = (name: keyof typeof board.queries, params: object) => {
-    const spec = board.queries[name];
-    const { as_of_seq, answer } = readModels.snapshot("board", (read) =>
-      spec.run(read, params as never, "2026-01-01T00:00:00.000Z"),
-    );
-    if ("refused" in answer) return answer;
-    const whole = { as_of_seq, ...answer };
-    expect(schemaErrors(spec.answer, whole)).toEqual([]);
-    return whole;
-  };
-  return { db, ask, snapshot: (params: object) => ask("snapshot", params) as unknown as Snapshot };
 }
 
 interface Node {
@@ -124,8 +113,7 @@ describe("create", () => {
     });
     expect(event.workspace_id).toBe(W);
     expect(new Set([a.lane_id, b.lane_id, event.subject.id]).size).toBe(3);
-    const { ask } = asking(it);
-    expect(ask("get", { board_id: event.subject.id })).toMatchObject({
+    expect(it.query("board.get", { board_id: event.subject.id })).toMatchObject({
       as_of_seq: 2,
       name: "Main",
       workspace_id: W,
@@ -500,12 +488,12 @@ describe("against a model of arrays", () => {
                 ...JSON.parse(JSON.stringify(neighbours)),
               });
               const node = "problem" in outcome ? "new" : resultOf(outcome).node_id!;
-              const put_ = put(each.lane, node, neighbours.after, neighbours.before);
-              meet(`add ${put_}`);
+              const placed = put(each.lane, node, neighbours.after, neighbours.before);
+              meet(`add ${placed}`);
               expect("problem" in outcome ? outcome.problem.reason : "moved").toBe(
-                put_ ?? "board.neighbour_not_in_lane",
+                placed ?? "board.neighbour_not_in_lane",
               );
-              if (put_ !== undefined) known.push(node);
+              if (placed !== undefined) known.push(node);
               break;
             }
             case "move": {
@@ -523,11 +511,11 @@ describe("against a model of arrays", () => {
                 meet("move missing");
                 break;
               }
-              const put_ = put(each.lane, node_id, neighbours.after, neighbours.before);
-              meet(`move ${put_}`);
+              const placed = put(each.lane, node_id, neighbours.after, neighbours.before);
+              meet(`move ${placed}`);
               const did = it.head() > head ? "moved" : "stays";
               expect("problem" in outcome ? outcome.problem.reason : did).toBe(
-                put_ ?? "board.neighbour_not_in_lane",
+                placed ?? "board.neighbour_not_in_lane",
               );
               break;
             }
@@ -612,5 +600,481 @@ describe("against a model of arrays", () => {
     expect(rank.length).toBeLessThan(1_000 / 5);
     const order = it.db.query("SELECT node_id FROM board_nodes WHERE lane_id = ? ORDER BY rank").values(TODO);
     expect(order.flat()).toEqual([N1, N3, N2]);
+  });
+});
+
+const agent = { name: "claude" };
+const T = [uuid(31), uuid(32), uuid(33)] as const;
+const S = [uuid(41), uuid(42), uuid(43)] as const;
+const [TREE, FILE] = [uuid(51), uuid(61)];
+const digestOf = `sha256:${"0".repeat(64)}`;
+const inP = { workspace_id: W, project_id: P };
+const taskOf = (id: string, depends_on: string[] = [], scope: Scope = inP) =>
+  about(task, id, scope)("created", { title: `task ${id}`, priority: 2, max_attempts: 3, depends_on });
+const sessionOf = (
+  id: string,
+  more: { parent_session_id?: string; title?: string } = {},
+  scope: Scope = inP,
+) => about(session, id, scope)("spawned", { agent, epoch: 1, ttl_ms: 60_000, ...more });
+const things = [
+  open,
+  about(project, P, inP)("created", { name: "core" }),
+  taskOf(T[0]),
+  taskOf(T[1], [T[0]]),
+  taskOf(T[2], [T[0], T[1]]),
+  sessionOf(S[0], { title: "first" }),
+  sessionOf(S[1], { parent_session_id: S[0] }),
+  about(
+    session,
+    S[2],
+    inP,
+  )("forked", {
+    from_session_id: S[1],
+    at_seq: 1,
+    mode: "planning_only",
+    parent_session_id: S[0],
+    agent,
+    epoch: 1,
+    ttl_ms: 60_000,
+  }),
+  about(worktree, TREE, inP)("registered", { host: "here", path: "/srv/core" }),
+  about(worktree, TREE, inP)("attached", { session_id: S[0], mode: "write" }),
+  about(worktree, TREE, inP)("attached", { session_id: S[1], mode: "read" }),
+  about(artifact, FILE, { workspace_id: W })("registered", {
+    digest: digestOf,
+    media_type: "text/plain",
+    size: 1,
+    links: [
+      { kind: "task", id: T[0] },
+      { kind: "session", id: S[0] },
+      { kind: "project", id: P },
+    ],
+  }),
+  created,
+];
+/** The node of a thing has the thing's id with another end. */
+const nodeOf = (id: string) => id.replace("0000000000", "000000000f");
+const on = (
+  kind: "task" | "session" | "worktree" | "artifact",
+  ref_id: string,
+  rank: string,
+  lane_id = TODO,
+) => its("node_added", { node_id: nodeOf(ref_id), lane_id, rank, kind, ref_id });
+const all = [
+  ...things,
+  ...T.map((id, n) => on("task", id, `a${n}`)),
+  ...S.map((id, n) => on("session", id, `a${n}`, DOING)),
+  on("worktree", TREE, "a0", DONE),
+  on("artifact", FILE, "a1", DONE),
+];
+
+describe("what stands for something else", () => {
+  const add = { board_id: B, lane_id: TODO };
+  const kinds = [
+    ["task", T[0]],
+    ["session", S[0]],
+    ["worktree", TREE],
+    ["artifact", FILE],
+  ] as const;
+
+  test("each kind can be put on the board, once", () => {
+    for (const [kind, ref_id] of kinds) {
+      const it = kernel();
+      it.tell(things);
+      const result = resultOf(it.run("board.add_node", { ...add, kind, ref_id }));
+      expect(it.events().at(-1)!.payload as object).toEqual({ ...result, lane_id: TODO, kind, ref_id });
+      given(board, ...things, on(kind, ref_id, "a0", DONE))
+        .when("add_node", { ...add, kind, ref_id })
+        .thenRefused("board.already_on_board", { node_id: nodeOf(ref_id) });
+    }
+  });
+
+  test("it may be on another board as well, and again once it was taken off", () => {
+    const other = about(board, uuid(5), { workspace_id: W })("created", {
+      name: "Other",
+      lanes: [{ lane_id: uuid(14), name: "a" }],
+    });
+    const it = kernel();
+    it.tell([...all, other]);
+    resultOf(it.run("board.add_node", { board_id: uuid(5), lane_id: uuid(14), kind: "task", ref_id: T[0] }));
+    resultOf(it.run("board.remove_node", { board_id: B, node_id: nodeOf(T[0]) }));
+    resultOf(it.run("board.add_node", { ...add, kind: "task", ref_id: T[0] }));
+  });
+
+  test("is not taken for another kind, nor from another workspace", () => {
+    given(board, ...things)
+      .when("add_node", { ...add, kind: "session", ref_id: T[0] })
+      .thenMissing("session", T[0]);
+    const elsewhere = { workspace_id: W2, project_id: uuid(6) };
+    const links = [{ kind: "workspace" as const, id: W2 }];
+    for (const [kind, fact] of [
+      ["task", taskOf(uuid(71), [], elsewhere)],
+      ["session", sessionOf(uuid(72), {}, elsewhere)],
+      ["worktree", about(worktree, uuid(73), elsewhere)("registered", { host: "here", path: "/x" })],
+      [
+        "artifact",
+        about(
+          artifact,
+          uuid(74),
+          elsewhere,
+        )("registered", { digest: digestOf, media_type: "a/b", size: 1, links }),
+      ],
+    ] as const)
+      given(board, ...things, inW2("created", { name: "w2" }), fact)
+        .when("add_node", { ...add, kind, ref_id: fact.id })
+        .thenRefused("board.other_workspace", { kind, id: fact.id });
+  });
+});
+
+describe("a lane with a stage", () => {
+  const stages = (it: Kernel, after: number) =>
+    it.events(after).map(({ event_type, payload }) => [event_type, (payload as { stage?: string }).stage]);
+
+  test("gives it to a task that enters, by the same command", () => {
+    const added = kernel();
+    added.tell(things);
+    const head = added.head();
+    resultOf(added.run("board.add_node", { board_id: B, lane_id: DOING, kind: "task", ref_id: T[0] }));
+    expect(stages(added, head)).toEqual([
+      ["board.node_added", undefined],
+      ["task.stage_advanced", "build"],
+    ]);
+    const moved = kernel();
+    moved.tell(all);
+    const before = moved.head();
+    resultOf(moved.run("board.move_node", { board_id: B, node_id: nodeOf(T[0]), lane_id: DOING }));
+    expect(stages(moved, before)).toEqual([
+      ["board.node_moved", undefined],
+      ["task.stage_advanced", "build"],
+    ]);
+    expect(
+      moved
+        .events()
+        .slice(-2)
+        .map(({ causality }) => causality.command_id),
+    ).toEqual(Array.from({ length: 2 }, () => moved.events().at(-1)!.causality.command_id));
+  });
+
+  test("asks nothing of what is no task, of a lane without one, of a move within the lane", () => {
+    const it = kernel();
+    it.tell([...all, on("task", uuid(34), "a3", DOING)].concat(taskOf(uuid(34))));
+    const head = it.head();
+    const move = (ref_id: string, lane_id: string, more = {}) =>
+      resultOf(it.run("board.move_node", { board_id: B, node_id: nodeOf(ref_id), lane_id, ...more }));
+    move(TREE, DOING);
+    move(T[0], DONE);
+    move(uuid(34), DOING, { before: nodeOf(S[0]) });
+    expect(stages(it, head)).toEqual(Array.from({ length: 3 }, () => ["board.node_moved", undefined]));
+  });
+
+  test("a task that refuses the stage keeps its node where it is", () => {
+    const it = kernel();
+    it.tell([...all, taskOf(uuid(34)), about(project, P, inP)("archived", {})]);
+    const head = it.head();
+    for (const [type, node] of [
+      ["board.move_node", { node_id: nodeOf(T[0]) }],
+      ["board.add_node", { kind: "task", ref_id: uuid(34) }],
+    ] as const)
+      expect(it.run(type, { board_id: B, lane_id: DOING, ...node })).toMatchObject({
+        problem: { code: "conflict", reason: "project.archived", details: { project_id: P } },
+      });
+    expect(it.head()).toBe(head);
+    // A lane without a stage asks the task nothing.
+    resultOf(it.run("board.move_node", { board_id: B, node_id: nodeOf(T[0]), lane_id: DONE }));
+    expect(it.events(head).map(({ event_type }) => event_type)).toEqual(["board.node_moved"]);
+    const { lanes: counted } = it.query<Snapshot>("board.snapshot", { board_id: B });
+    expect(counted.map((lane) => lane.node_count)).toEqual([2, 3, 3]);
+  });
+});
+
+describe("list and get", () => {
+  test("list by workspace and by name, whatever its case; get shows the lanes", () => {
+    const it = kernel();
+    it.tell([...filled, inW2("created", { name: "w2" })]);
+    const rows = (params: Record<string, unknown>) =>
+      it.query<{ items: { board_id: string }[] }>("board.list", params).items.map((row) => row.board_id);
+    expect([
+      rows({}),
+      rows({ workspace_id: W }),
+      rows({ workspace_id: W2 }),
+      rows({ name: "MAIN" }),
+      rows({ name: "x" }),
+    ]).toEqual([[B], [B], [], [B], []]);
+    expect(it.query("board.get", { board_id: B })).toMatchObject({
+      version: 5,
+      lanes: [{ node_count: 3 }, {}, { node_count: 1 }],
+    });
+    for (const type of ["board.get", "board.snapshot"])
+      expect(it.queryRefused(type, { board_id: NOWHERE })).toMatchObject({
+        code: "not_found",
+        details: { kind: "board", id: NOWHERE },
+      });
+    expect(it.queryRefused("board.snapshot", { board_id: B, lane_id: NOWHERE })).toMatchObject({
+      details: { kind: "lane", id: NOWHERE },
+    });
+  });
+});
+
+describe("snapshot", () => {
+  test("has each node with the title and the status of what it stands for", () => {
+    const it = kernel();
+    it.tell([...all, note(N1, "a9")]);
+    const { nodes, as_of_seq, next } = it.query<Snapshot>("board.snapshot", { board_id: B });
+    expect([as_of_seq, next]).toEqual([it.head(), null]);
+    expect(nodes.map(({ node_id }) => node_id)).toEqual(nodes.map(({ node_id }) => node_id).sort());
+    const told = Object.fromEntries(nodes.map(({ node_id, title, status }) => [node_id, [title, status]]));
+    expect(told).toEqual({
+      [nodeOf(T[0])]: [`task ${T[0]}`, "queued"],
+      [nodeOf(T[1])]: [`task ${T[1]}`, "queued"],
+      [nodeOf(T[2])]: [`task ${T[2]}`, "queued"],
+      [nodeOf(S[0])]: ["first", "starting"],
+      [nodeOf(S[1])]: ["claude", "starting"],
+      [nodeOf(S[2])]: ["claude", "starting"],
+      [nodeOf(TREE)]: ["/srv/core", "present"],
+      [nodeOf(FILE)]: [digestOf, "available"],
+      [N1]: [null, null],
+    });
+    expect(nodes.find(({ node_id }) => node_id === N1)).toEqual({
+      node_id: N1,
+      lane_id: TODO,
+      rank: "a9",
+      kind: "comment",
+      ref_id: null,
+      text: N1,
+      title: null,
+      status: null,
+    } as Node);
+  });
+
+  test("tells which lanes have more than their limit, and refuses no node for it", () => {
+    const it = kernel();
+    it.tell(filled);
+    const over = () =>
+      it
+        .query<Snapshot>("board.snapshot", { board_id: B })
+        .lanes.map((lane) => [lane.node_count, lane.over_limit]);
+    for (const [node_count, over_limit] of [
+      [1, false],
+      [2, true],
+    ] as const) {
+      resultOf(it.run("board.add_node", { board_id: B, lane_id: DOING, ...text }));
+      expect(over()).toEqual([
+        [3, false],
+        [node_count, over_limit],
+        [1, false],
+      ]);
+    }
+  });
+
+  const edges = [
+    ["attachment", "write", S[0], TREE],
+    ["attachment", "read", S[1], TREE],
+    ["dependency", "depends_on", T[1], T[0]],
+    ["dependency", "depends_on", T[2], T[0]],
+    ["dependency", "depends_on", T[2], T[1]],
+    ["lineage", "parent", S[1], S[0]],
+    ["lineage", "parent", S[2], S[0]],
+    ["lineage", "fork", S[2], S[1]],
+    ["provenance", "linked", FILE, T[0]],
+    ["provenance", "linked", FILE, S[0]],
+  ] as const;
+  const wanted = (without?: string) =>
+    edges
+      .filter(([, , from, to]) => from !== without && to !== without)
+      .map(([kind, relation, from, to]) => `${kind} ${relation} ${nodeOf(from)} ${nodeOf(to)}`)
+      .sort();
+  const told = (snapshots: readonly Snapshot[]) =>
+    snapshots
+      .flatMap((each) => each.edges)
+      .map((edge) => `${edge.kind} ${edge.relation} ${edge.from_node_id} ${edge.to_node_id}`)
+      .sort();
+  const pages = (it: Kernel, params: object) => {
+    const found = [it.query<Snapshot>("board.snapshot", { board_id: B, ...params })];
+    for (let next = found[0]!.next; next !== null; next = found.at(-1)!.next)
+      found.push(it.query<Snapshot>("board.snapshot", { board_id: B, ...params, cursor: next }));
+    return found;
+  };
+
+  test("has an edge of each kind between nodes of the board, in one page or many, and none that has no end", () => {
+    const it = kernel();
+    it.tell(all);
+    for (const limit of [1, 2, 3, 8, 100])
+      expect([limit, told(pages(it, { limit }))]).toEqual([limit, wanted()]);
+    // An edge comes with the page of the node that it starts at.
+    for (const { nodes, edges } of pages(it, { limit: 3 })) {
+      const here = new Set(nodes.map(({ node_id }) => node_id));
+      expect(edges.filter(({ from_node_id }) => !here.has(from_node_id))).toEqual([]);
+    }
+    for (const id of [...T, ...S, TREE, FILE]) {
+      const without = kernel();
+      without.tell([...all, its("node_removed", { node_id: nodeOf(id) })]);
+      expect([id, told(pages(without, {}))]).toEqual([id, wanted(id)]);
+    }
+  });
+
+  test("of one lane has its nodes, and their edges to the whole board", () => {
+    const it = kernel();
+    it.tell(all);
+    for (const limit of [1, 100]) {
+      const found = pages(it, { lane_id: DONE, limit });
+      expect(found.flatMap(({ nodes }) => nodes.map(({ node_id }) => node_id))).toEqual([
+        nodeOf(TREE),
+        nodeOf(FILE),
+      ]);
+      expect(told(found)).toEqual(wanted().filter((edge) => edge.startsWith("provenance")));
+    }
+    expect(it.query<Snapshot>("board.snapshot", { board_id: B, lane_id: DOING }).lanes).toHaveLength(3);
+  });
+
+  test("knows nothing of the edges and nodes of another board", () => {
+    const it = kernel();
+    const [other, lane_id] = [uuid(5), uuid(14)];
+    const theirs = about(board, other, { workspace_id: W });
+    it.tell([
+      ...all,
+      theirs("created", { name: "Other", lanes: [{ lane_id, name: "a" }] }),
+      theirs("node_added", { node_id: uuid(81), lane_id, rank: "a0", kind: "task", ref_id: T[0] }),
+      theirs("node_added", { node_id: uuid(82), lane_id, rank: "a1", kind: "task", ref_id: T[1] }),
+    ]);
+    expect(told(pages(it, {}))).toEqual(wanted());
+    expect(it.query<Snapshot>("board.snapshot", { board_id: other })).toMatchObject({
+      nodes: [{ node_id: uuid(81) }, { node_id: uuid(82) }],
+      edges: [{ kind: "dependency", from_node_id: uuid(82), to_node_id: uuid(81) }],
+    });
+  });
+
+  test("pages that are read while nodes come, move and go, and the events from the first page on, give the board", () => {
+    const random = fc.sample(
+      fc.infiniteStream(fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true })),
+      {
+        seed,
+        numRuns: 1,
+      },
+    )[0]!;
+    const nth = (n: number) => Math.floor(random.next().value! * n);
+    for (const limit of [1, 3, 7]) {
+      const it = kernel();
+      it.tell([open, created]);
+      const known = new Set<string>();
+      const change = () => {
+        const [node_id, lane_id] = [[...known][nth(known.size)], lanes[nth(3)]!.lane_id];
+        const dice = nth(4);
+        if (dice === 0 || node_id === undefined)
+          known.add(resultOf(it.run("board.add_node", { board_id: B, lane_id, ...text })).node_id!);
+        else if (dice === 1) {
+          resultOf(it.run("board.remove_node", { board_id: B, node_id }));
+          known.delete(node_id);
+        } else resultOf(it.run("board.move_node", { board_id: B, node_id, lane_id }));
+      };
+      for (let n = 0; n < 60; n++)
+        known.add(resultOf(it.run("board.add_node", { board_id: B, lane_id: TODO, ...text })).node_id!);
+
+      const held = new Map<string, Pick<Node, "node_id" | "lane_id" | "rank">>();
+      const always = new Set(known);
+      let came = 0;
+      let cursor: string | null | undefined;
+      let from: number | undefined;
+      while (cursor !== null) {
+        const page = it.query<Snapshot>("board.snapshot", { board_id: B, limit, ...(cursor && { cursor }) });
+        from ??= page.as_of_seq;
+        came += page.nodes.length;
+        for (const node of page.nodes) held.set(node.node_id, node);
+        cursor = page.next;
+        // Not for ever: nodes come at the end, and with pages of one they would come faster than they are read.
+        for (let n = 0; n < 5 && it.head() < 400; n++) change();
+        for (const node_id of always) if (!known.has(node_id)) always.delete(node_id);
+      }
+      // None came twice; none that was there all the time was missed.
+      expect(came).toBe(held.size);
+      expect([...always].filter((node_id) => !held.has(node_id))).toEqual([]);
+
+      for (const { event_type, payload } of it.events(from)) {
+        const { node_id, lane_id, rank } = payload as Node;
+        if (event_type === "board.node_added") held.set(node_id, { node_id, lane_id, rank });
+        else if (event_type === "board.node_removed") held.delete(node_id);
+        else if (held.has(node_id)) held.set(node_id, { node_id, lane_id, rank });
+      }
+      const { nodes } = it.query<Snapshot>("board.snapshot", { board_id: B, limit: 10_000 });
+      expect(inOrder(held.values())).toEqual(inOrder(nodes));
+    }
+  });
+});
+
+describe("at its size", () => {
+  /** What runs on a connection meanwhile, and what SQLite does for it. */
+  function plans(db: Database, run: () => void): { sql: string; steps: string[] } {
+    const seen = new Set<string>();
+    const query = db.query.bind(db);
+    db.query = ((sql: string) => {
+      if (/^\s*(SELECT|WITH)/.test(sql)) seen.add(sql);
+      return query(sql);
+    }) as typeof db.query;
+    try {
+      run();
+    } finally {
+      db.query = query as typeof db.query;
+    }
+    const steps = [...seen].flatMap((sql) =>
+      db
+        .prepare<{ detail: string }, []>(`EXPLAIN QUERY PLAN ${sql.replaceAll(/\?\d*/g, "'x'")}`)
+        .all()
+        .map(({ detail }) => detail),
+    );
+    return { sql: [...seen].join("\n"), steps };
+  }
+
+  test("a snapshot and every command look up by an index what they need", () => {
+    const it = kernel();
+    it.tell(all);
+    const db = openForReading(it.path);
+    afterAll(() => db.close());
+    const models = new ReadModels(db, it.registry);
+    const snapshot = (params: object) =>
+      models.snapshot("board", (read) =>
+        board.queries.snapshot.run(read, params as never, "2026-01-01T00:00:00.000Z"),
+      );
+    const asked = plans(db, () => {
+      snapshot({ board_id: B, limit: 2 });
+      snapshot({ board_id: B, lane_id: TODO, limit: 2 });
+      const { answer } = snapshot({ board_id: B, limit: 2 }) as { answer: Snapshot };
+      snapshot({ board_id: B, limit: 2, cursor: answer.next });
+    });
+    for (const name of [
+      "board_nodes",
+      "board_lanes",
+      "tasks",
+      "sessions",
+      "worktrees",
+      "artifacts",
+      "task_dependencies",
+      "worktree_attachments",
+      "artifact_links",
+    ])
+      expect([name, new RegExp(`\\b${name}\\b`).test(asked.sql)]).toEqual([name, true]);
+    // Of the edges only the page's own nodes are gone through, which stand ready under that name.
+    const scanned = ({ steps }: { steps: string[] }) => steps.filter((step) => /^SCAN (?!a$)/.test(step));
+    expect(asked.steps.filter((step) => step === "MATERIALIZE a")).toHaveLength(1);
+    expect(scanned(asked)).toEqual([]);
+
+    const decided = plans(it.db, () => {
+      const neighbours = { after: nodeOf(T[0]), before: nodeOf(T[2]) };
+      resultOf(
+        it.run("board.move_node", { board_id: B, node_id: nodeOf(TREE), lane_id: TODO, ...neighbours }),
+      );
+      resultOf(
+        it.run("board.move_node", {
+          board_id: B,
+          node_id: nodeOf(TREE),
+          lane_id: TODO,
+          before: nodeOf(T[0]),
+        }),
+      );
+      resultOf(it.run("board.add_node", { board_id: B, lane_id: DONE, ...text }));
+      resultOf(it.run("board.remove_node", { board_id: B, node_id: nodeOf(TREE) }));
+      resultOf(it.run("board.update_lanes", { board_id: B, lanes: lanes.toReversed() }));
+    });
+    expect(decided.steps.some((step) => step.includes("board_nodes_by_board_id_lane_id_rank"))).toBe(true);
+    expect(scanned(decided)).toEqual([]);
+    expect(decided.steps.filter((step) => step.includes("TEMP B-TREE"))).toEqual([]);
   });
 });

@@ -99,6 +99,11 @@ function readWords(
     const word = words[index];
     const label = labelOf(name, arg);
     if (word === undefined && arg.required) return usage(`${label} is missing`, help);
+    if (arg.many) {
+      // The last one takes all that is left, as it is: a command line, in which empty words and commas mean something.
+      if (word !== undefined) values[name] = words.slice(index);
+      return undefined;
+    }
     if (word === undefined) continue;
     if (word === "") return usage(`${label} is empty`, help);
     const taken = take(arg, label, word, undefined, help);

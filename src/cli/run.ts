@@ -1,0 +1,436 @@
+/**
+ * `mp session run … -- CMD` (SPEC §8): a command as a session, with the leases it needs, from its first to its last moment.
+ *
+ * Always holds: nothing is started before everything that was asked for is held; the session's end is told with what really
+ * came of the child; the exit code is the child's. In order: where (find), take (run-asker.ts), keep (run-leases.ts), run
+ * (run-child.ts), tell (run-end.ts). A kill -9 of this program leaves the child running: its leases run out, and its
+ * epochs are stale from then on.
+ */
+import { constants as os } from "node:os";
+import { basename } from "node:path";
+import { sessionVariables } from "../daemon/variables.ts";
+import { isProblem, type Problem } from "../kernel/problems.ts";
+import { type Args, asking, type Ending, type Values, type Verb, verb } from "./command.ts";
+import type { Link, Sent } from "./link.ts";
+import { idOf } from "./names.ts";
+import { note } from "./output.ts";
+import { usage } from "./parse.ts";
+import { Asker } from "./run-asker.ts";
+import { type Child, type Ended, startChild } from "./run-child.ts";
+import { type Told, tellEnd, type Verdict, verdictOf } from "./run-end.ts";
+import { type Lease, Leases, type Loss } from "./run-leases.ts";
+import { Spool } from "./run-spool.ts";
+
+const TTL_MS = 60_000;
+const GRACE_MS = 10_000;
+
+/** Passed on to the child: to its whole group what ends things, to itself what only it understands. */
+const signals = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"] as const;
+const ending: ReadonlySet<string> = new Set(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"]);
+const codeOf = (signal: NodeJS.Signals) => 128 + os.signals[signal];
+
+const args = {
+  command: {
+    type: "positional",
+    required: true,
+    many: true,
+    valueHint: "-- CMD ARGS…",
+    description: "the command and its arguments, behind a --",
+  },
+  worktree: {
+    type: "string",
+    valueHint: "WORKTREE",
+    description: "attach to it, and run the command in its folder: a path or an id",
+  },
+  write: { type: "boolean", description: "take the worktree's writer lock; refused: nothing is started" },
+  task: { type: "string", valueHint: "TASK", description: "claim it; what comes of the command comes of it" },
+  workspace: {
+    type: "string",
+    valueHint: "WORKSPACE",
+    fallback: "MP_WORKSPACE",
+    description: "by name or id; the worktree's or task's, or the only open one, when not given",
+  },
+  project: {
+    type: "string",
+    valueHint: "PROJECT",
+    fallback: "MP_PROJECT",
+    description: "by name or id; the worktree's or task's when not given",
+  },
+  parent: {
+    type: "string",
+    valueHint: "SESSION",
+    env: "MP_SESSION_ID",
+    description: "the session that this one is part of",
+  },
+  title: { type: "string", valueHint: "TITLE", description: "what the session is about" },
+  agent: {
+    type: "string",
+    valueHint: "NAME",
+    description: "who works: the command's own name when not given",
+  },
+  ttl: {
+    type: "string",
+    format: "limit",
+    valueHint: "TIME",
+    description:
+      "how long everything is held once this program is gone, 1s to 24h (60s); renewed three times as often",
+  },
+  "on-lost": {
+    type: "string",
+    options: ["stop", "tell"],
+    valueHint: "stop|tell",
+    description:
+      "when the lock, the claim or the session is lost: stop the command, or only tell it by SIGURG (stop)",
+  },
+  grace: {
+    type: "string",
+    format: "duration",
+    valueHint: "TIME",
+    description: "after a loss, from SIGTERM to SIGKILL (10s)",
+  },
+  "leave-task": {
+    type: "boolean",
+    description: "neither complete nor fail the task at the end, only give it back",
+  },
+  "no-output": { type: "boolean", description: "do not keep the output" },
+  "no-spawn": asking["no-spawn"],
+} as const satisfies Args;
+
+/** `mp session run`. */
+export const run: Verb = verb(
+  "Run a command as a session: what it needs is held while it runs, what came of it is told.",
+  args,
+  async (values, { out }): Promise<Ending> => new Run(values, out.asJson).run(),
+  {
+    notes: [
+      "The command's environment has MP_SESSION_ID, MP_SESSION_EPOCH, MP_TOKEN, MP_WORKSPACE and, where they apply, MP_PROJECT,",
+      "MP_WORKTREE_ID, MP_WRITER_EPOCH, MP_TASK_ID, MP_TASK_EPOCH. With MP_TOKEN, what it does with mp is recorded as the session's.",
+      "Exit code: the command's own; 128+n after signal n; 127 or 126 when it cannot be started. A lock or claim that",
+      "is refused: 5, and the command is not started.",
+      "Code 0 completes the task and the session, another fails both. A signal that was passed on cancels the session and gives",
+      "the task back. INT, TERM, HUP and QUIT go to the command's process group, USR1 and USR2 to the command itself.",
+      "When something is lost a line on stderr says what and by whom, and the session's end has the reason, such as",
+      "worktree.writer_stolen. SIGURG does nothing to a command that does not ask for it.",
+      "stdout and stderr pass through unchanged, and up to 64 MiB of both are kept as the artifact output.log. Where stdin,",
+      "stdout and stderr are a terminal the command gets a terminal of its own, on which both are one stream.",
+      "What the command leaves running in the background loses its output with the command's end.",
+      "Killed with -9, this program cannot end anything: the command goes on, what it held is free after the ttl.",
+      "--json: one line on stderr at the end: session_id, exit_code, outcome, reason, artifact_id, ended, keys.",
+    ],
+    examples: [
+      "mp session run --worktree ../core-fix --write --task TASK -- claude -p 'fix the parser'",
+      "mp session run --workspace demo --title nightly -- make test",
+      "mp session run --worktree . --write --on-lost tell -- ./migrate.sh",
+    ],
+    pointers: {
+      "/payload/ttl_ms": "--ttl",
+      "/payload/title": "--title",
+      "/payload/agent/name": "--agent",
+      "/payload/parent_session_id": "--parent",
+    },
+  },
+);
+
+/** Where a session is, and what it is about. */
+interface Place {
+  readonly workspace_id: string;
+  readonly project_id: string | undefined;
+  readonly worktree: { readonly id: string; readonly path: string } | undefined;
+  readonly task_id: string | undefined;
+}
+
+/** Ids of where a thing is. */
+interface Within {
+  readonly workspace_id: string;
+  readonly project_id: string | null;
+}
+
+/** One run, from the command line to its exit code. */
+class Run {
+  readonly #asker: Asker;
+  readonly #passed: { readonly name: NodeJS.Signals; readonly code: number }[] = [];
+  readonly #hurry = new AbortController();
+  #child: Child | undefined;
+  #childEnded = false;
+  #stopped = false;
+
+  constructor(
+    readonly values: Values<typeof args>,
+    readonly asJson: boolean,
+  ) {
+    this.#asker = new Asker(values["no-spawn"]);
+  }
+
+  async run(): Promise<Ending> {
+    const { write, worktree } = this.values;
+    if (write && worktree === undefined)
+      return usage("--write needs --worktree", "say which worktree's lock it wants");
+    for (const name of signals) process.on(name, () => this.#signalled(name));
+    const place = await this.#find();
+    if (isProblem(place)) return place;
+    const spawned = await this.#spawn(place);
+    if (isProblem(spawned)) return spawned;
+    const session: Lease = { kind: "session", id: spawned.subject.id, epoch: Number(spawned.result.epoch) };
+    const ttl_ms = this.values.ttl ?? TTL_MS;
+    const leases = new Leases(this.#asker, session.id, ttl_ms, (loss) => void this.#lost(loss, place));
+    leases.hold(session);
+    const env = await this.#take(place, session, leases);
+    const interrupted = this.#passed.at(-1);
+    if (isProblem(env) || interrupted) {
+      await leases.stop();
+      const reason = isProblem(env) ? (env.reason ?? env.code) : `signal ${interrupted!.name}`;
+      await this.#tell(
+        session,
+        { outcome: "cancelled", reason },
+        { place, claim: undefined, spool: undefined },
+      );
+      return isProblem(env) ? env : interrupted!.code;
+    }
+    leases.watch(spawned.seq_global);
+    return this.#work(place, session, leases, env);
+  }
+
+  /** Where it is to be: what is named, then what that lies in, then the environment, then the only one there is. */
+  async #find(): Promise<Place | Problem> {
+    const { values } = this;
+    const link = this.#asker.link();
+    const worktree = await found(link, "worktree", values.worktree);
+    if (isProblem(worktree)) return worktree;
+    const task = await found(link, "task", values.task);
+    if (isProblem(task)) return task;
+    const about: Within | undefined = worktree ?? task;
+    const workspace_id = await this.#workspace(link, about);
+    if (isProblem(workspace_id)) return workspace_id;
+    // What the environment names is where the parent is: it counts only there.
+    const { MP_WORKSPACE, MP_PROJECT } = process.env;
+    const inherited =
+      about === undefined && workspace_id === MP_WORKSPACE ? MP_PROJECT || undefined : undefined;
+    const named = values.project ?? inherited;
+    const project_id =
+      named === undefined
+        ? (worktree?.project_id ?? task?.project_id ?? undefined)
+        : await idOf(link, "project", named, { workspace_id });
+    if (isProblem(project_id)) return project_id;
+    return {
+      workspace_id,
+      project_id,
+      worktree: worktree && { id: worktree.worktree_id, path: worktree.path },
+      task_id: task?.task_id,
+    };
+  }
+
+  async #workspace(link: Link, about: Within | undefined): Promise<string | Problem> {
+    const named = this.values.workspace ?? (about ? undefined : process.env.MP_WORKSPACE || undefined);
+    if (named !== undefined) return idOf(link, "workspace", named);
+    if (about) return about.workspace_id;
+    const open = await link.query("workspace.list", { status: "open", limit: 2 });
+    if (isProblem(open)) return open;
+    const [only, another] = open.items;
+    if (only && !another) return only.workspace_id;
+    return usage(
+      only ? "there is more than one open workspace" : "there is no open workspace",
+      only
+        ? "say which with --workspace or MP_WORKSPACE, or give a --worktree or a --task"
+        : "create one: mp workspace create NAME",
+    );
+  }
+
+  #spawn({ workspace_id, project_id }: Place): Promise<Sent | Problem> {
+    const { command = [], parent, title, agent, ttl = TTL_MS } = this.values;
+    return this.#asker.send(
+      "session.spawn",
+      {
+        workspace_id,
+        agent: { name: agent ?? (basename(command[0]!).slice(0, 128) || "command") },
+        ttl_ms: ttl,
+        ...(project_id !== undefined && { project_id }),
+        ...(parent !== undefined && { parent_session_id: parent }),
+        ...(title !== undefined && { title }),
+      },
+      { start: true },
+    );
+  }
+
+  /** Take what was asked for. @returns the child's environment */
+  async #take(
+    { workspace_id, project_id, worktree, task_id }: Place,
+    { id: session_id, epoch }: Lease,
+    leases: Leases,
+  ): Promise<Readonly<Record<string, string | undefined>> | Problem> {
+    const { write, ttl: ttl_ms = TTL_MS } = this.values;
+    const own: Partial<Record<(typeof sessionVariables)[number], string>> = {};
+    if (worktree) {
+      const { id: worktree_id } = worktree;
+      const mode = write ? "write" : "read";
+      const attached = await this.#asker.send("worktree.attach", { worktree_id, session_id, mode });
+      if (isProblem(attached)) return attached;
+      own.MP_WORKTREE_ID = worktree_id;
+      if (write) {
+        const lock = { worktree_id, session_id, ttl_ms };
+        const locked = await this.#asker.send("worktree.lock_writer", lock);
+        if (isProblem(locked)) return locked;
+        leases.hold({ kind: "writer", id: worktree_id, epoch: Number(locked.result.epoch) });
+        own.MP_WRITER_EPOCH = String(locked.result.epoch);
+      }
+    }
+    if (task_id !== undefined) {
+      const claimed = await this.#asker.send("task.claim", { task_id, session_id, ttl_ms });
+      if (isProblem(claimed)) return claimed;
+      leases.hold({ kind: "claim", id: task_id, epoch: Number(claimed.result.epoch) });
+      own.MP_TASK_ID = task_id;
+      own.MP_TASK_EPOCH = String(claimed.result.epoch);
+    }
+    const minted = await this.#asker.token(session_id);
+    if (isProblem(minted)) return minted;
+    const running = { session_id, status: "running", epoch };
+    const reported = await this.#asker.send("session.report_status", running);
+    if (isProblem(reported)) return reported;
+    // What is inherited of another session must not pass for this one's.
+    const inherited = Object.fromEntries(
+      Object.entries(process.env).filter(([name]) => !(sessionVariables as readonly string[]).includes(name)),
+    );
+    return {
+      ...inherited,
+      MP_SESSION_ID: session_id,
+      MP_SESSION_EPOCH: String(epoch),
+      MP_TOKEN: (minted as { token: string }).token,
+      MP_WORKSPACE: workspace_id,
+      ...(project_id !== undefined && { MP_PROJECT: project_id }),
+      ...own,
+    };
+  }
+
+  async #work(
+    place: Place,
+    session: Lease,
+    leases: Leases,
+    env: Readonly<Record<string, string | undefined>>,
+  ): Promise<number> {
+    const { command = [] } = this.values;
+    const spool = this.values["no-output"] ? undefined : new Spool();
+    try {
+      const started = startChild({ command, cwd: place.worktree?.path ?? process.cwd(), env, spool });
+      const ended = "code" in started ? started : await this.#watched(started, leases, place);
+      if (ended.unstarted) await note(`mp: ${command[0]}: ${ended.unstarted}`);
+      await leases.stop();
+      const verdict = verdictOf(ended, this.#passed, leases.lost, this.#stopped);
+      const claim = this.values["leave-task"] ? undefined : leases.held("claim");
+      const told = await this.#tell(session, verdict, { place, claim, spool, ended });
+      if (!("code" in started)) await started.written;
+      if (spool?.lost === "disk")
+        await note("mp: the disk for temporary files is full: not all output was kept");
+      if (this.asJson) await this.#report(session, verdict, ended, told);
+      return ended.code;
+    } finally {
+      spool?.remove();
+    }
+  }
+
+  /** Wait for its end. */
+  async #watched(child: Child, leases: Leases, place: Place): Promise<Ended> {
+    this.#child = child;
+    // What came while it was being started.
+    for (const { name } of this.#passed) child.signal(name, ending.has(name));
+    if (leases.lost) void this.#lost(leases.lost, place);
+    const ended = await child.ended;
+    this.#childEnded = true;
+    // Nothing of a child that had to stop may go on writing.
+    if (this.#stopped) child.signal("SIGKILL", true);
+    await child.read;
+    return ended;
+  }
+
+  #signalled(name: NodeJS.Signals): void {
+    // A second one, once there is nothing left to pass it on to, means: do not even wait for the daemon.
+    if (this.#childEnded) {
+      if (ending.has(name)) this.#hurry.abort();
+      return;
+    }
+    if (!this.#child && !ending.has(name)) return;
+    this.#passed.push({ name, code: codeOf(name) });
+    this.#child?.signal(name, ending.has(name));
+  }
+
+  async #lost({ kind, words }: Loss, { worktree, task_id }: Place): Promise<void> {
+    if (!this.#child || this.#childEnded) return;
+    const stop = (this.values["on-lost"] ?? "stop") === "stop";
+    const what = {
+      session: "the session",
+      writer: `the writer lock of ${worktree?.path}`,
+      claim: `the claim on task ${task_id}`,
+    }[kind];
+    if (stop) {
+      this.#stopped = true;
+      const child = this.#child;
+      child.signal("SIGTERM", true);
+      const grace = setTimeout(() => child.signal("SIGKILL", true), this.values.grace ?? GRACE_MS);
+      void child.ended.then(() => clearTimeout(grace));
+    } else this.#child.signal("SIGURG", false);
+    const { safe } = await import("./terminal.ts");
+    await note(
+      safe(`mp: ${what} ${words}; the command is ${stop ? "being stopped" : "told by SIGURG and goes on"}`),
+    );
+  }
+
+  #tell(
+    session: Lease,
+    verdict: Verdict,
+    {
+      place,
+      claim,
+      spool,
+      ended,
+    }: {
+      readonly place: Place;
+      readonly claim: Lease | undefined;
+      readonly spool: Spool | undefined;
+      readonly ended?: Ended;
+    },
+  ): Promise<Told> {
+    this.#childEnded = true;
+    return tellEnd(this.#asker, session, verdict, {
+      ...(ended && { exit_code: ended.code }),
+      task_id: place.task_id,
+      claim,
+      spool,
+      signal: this.#hurry.signal,
+    });
+  }
+
+  async #report({ id }: Lease, { outcome, reason }: Verdict, { code }: Ended, told: Told): Promise<void> {
+    const line = {
+      session_id: id,
+      exit_code: code,
+      outcome,
+      reason: reason ?? null,
+      ...told,
+      keys: this.#asker.keys,
+    };
+    await note(JSON.stringify(line));
+  }
+}
+
+interface WorktreeRow extends Within {
+  readonly worktree_id: string;
+  readonly path: string;
+}
+interface TaskRow extends Within {
+  readonly task_id: string;
+}
+
+/** A thing that the command line names, as the daemon has it. */
+async function found(
+  link: Link,
+  kind: "worktree",
+  text: string | undefined,
+): Promise<WorktreeRow | undefined | Problem>;
+async function found(
+  link: Link,
+  kind: "task",
+  text: string | undefined,
+): Promise<TaskRow | undefined | Problem>;
+async function found(link: Link, kind: string, text: string | undefined): Promise<object | undefined> {
+  if (text === undefined) return undefined;
+  const id = await idOf(link, kind, text);
+  return isProblem(id) ? id : link.ask(`${kind}.get`, { [`${kind}_id`]: id });
+}

@@ -52,6 +52,7 @@ const further: Readonly<Record<string, () => Promise<Readonly<Record<string, Ver
   worktree: async () => (await import("./worktree.ts")).worktreeVerbs(),
   task: async () => (await import("./task.ts")).taskVerbs(),
   board: async () => (await import("./board.ts")).boardVerbs(),
+  artifact: async () => (await import("./artifact.ts")).artifactVerbs(),
 };
 
 /** A noun by name, also an aggregate; undefined when there is none. */

@@ -197,12 +197,15 @@ function collect(stream: ReadableStream<Uint8Array> | number | undefined): () =>
 }
 
 /** Ask git for the worktrees of a repository; what it said when it could not tell. */
-async function worktreesOf(repository: string, umask: number): Promise<readonly Listed[] | { said: string }> {
+async function worktreesOf(
+  repository: string,
+  signal: AbortSignal,
+): Promise<readonly Listed[] | { said: string }> {
   const list = ["-C", repository, "worktree", "list", "--porcelain"];
-  const ran = await runGit([...list, "-z"], { umask });
+  const ran = await runGit([...list, "-z"], { signal });
   if (ran.code === 0) return parseWorktrees(ran.out);
   // Before 2.36 git knew no -z.
-  const plain = ran.code === 129 ? await runGit(list, { umask }) : ran;
+  const plain = ran.code === 129 ? await runGit(list, { signal }) : ran;
   return plain.code === 0 ? parseWorktrees(plain.out, "\n") : { said: plain.said };
 }
 
@@ -216,7 +219,14 @@ function real(path: string): string {
   }
 }
 
-const there = (path: string) => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+/** Whether something is at a path, also when it may not be looked at. */
+function there(path: string): boolean {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+  } catch {
+    return true;
+  }
+}
 
 type Worktree = Tables["worktrees"];
 
@@ -255,16 +265,18 @@ const INTENTS = {
 /** The commands whose answer waits for the outcome. */
 const HELD: readonly string[] = ["worktree.create", "worktree.remove", "worktree.reconcile"];
 
+/** Characters of a branch in an event. */
+const MOST_BRANCH = 255;
 /** Runs of git at the same time, in as many repositories. */
 const MOST_AT_ONCE = 8;
-/** How long an answer waits for the outcome, in milliseconds; then it says what was begun. */
-const HELD_MS = 30_000;
+/** How long an answer waits for the outcome, in milliseconds: less than clients wait for it. Then it says what was begun. */
+const HELD_MS = 25_000;
 /** How long a daemon that stops lets git go on, in milliseconds. */
 const STOP_MS = 2_000;
 /** An outcome that could not be recorded, because the disk is full, is tried again after so many milliseconds. */
 const AGAIN_MS = 1_000;
 /** How often a run of git that a killed daemon left is looked at, in milliseconds. */
-const LOOK_MS = 100;
+const LOOK_MS = 250;
 
 /** What effects need of their daemon. */
 interface Parts {
@@ -285,18 +297,18 @@ export class GitEffects {
   /** By the id of the intent's event: settled once its outcome is recorded. */
   readonly #held = new Map<string, Promise<void>>();
   readonly #stop = new AbortController();
-  readonly #stopped: Promise<void>;
+  /** Resolved once the daemon begins to stop. */
+  readonly #closing = Promise.withResolvers<void>();
+  #closed = false;
 
   constructor(parts: Parts) {
     this.#parts = parts;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#stopped = promise;
-    this.#released = resolve;
   }
-  readonly #released: () => void;
 
   /** Begin what a commit intends. Called before its commands are answered. */
   committed(events: readonly Stored[]): void {
+    // What is intended now is for the next start.
+    if (this.#closed) return;
     for (const stored of events) {
       const kind = INTENTS[stored.event_type as keyof typeof INTENTS];
       if (kind === undefined) continue;
@@ -327,7 +339,7 @@ export class GitEffects {
   }
 
   /**
-   * Hand a request to the writer, and hold the answer to what git does until its outcome is recorded, 30 s at most.
+   * Hand a request to the writer, and hold the answer to what git does until its outcome is recorded, 25 s at most.
    * @returns as `WriteQueue.submit`: the receipts are those of the intents
    */
   submit(request: WriteRequest): Promise<readonly Outcome[] | Problem> {
@@ -348,15 +360,16 @@ export class GitEffects {
     if (held.length === 0) return outcomes;
     const { promise: over, resolve } = Promise.withResolvers<void>();
     const timer = setTimeout(resolve, HELD_MS);
-    await Promise.race([Promise.all(held), over, this.#stopped]);
+    await Promise.race([Promise.all(held), over, this.#closing.promise]);
     clearTimeout(timer);
     return outcomes;
   }
 
   /** Begin nothing more, let the answers go, give git a moment and then end it: the next start settles what is left. */
   async close(): Promise<void> {
+    this.#closed = true;
     this.#waiting.length = 0;
-    this.#released();
+    this.#closing.resolve();
     const over = Promise.all(this.#running.values());
     if (this.#running.size > 0) await Promise.race([over, Bun.sleep(STOP_MS)]);
     this.#stop.abort();
@@ -412,12 +425,23 @@ export class GitEffects {
 
   async #carryOut(effect: Effect): Promise<void> {
     const { worktree_id, host, status } = effect.worktree;
-    const result = host === hostname() ? await this.#resultOf(effect) : elsewhere(effect);
-    // Without one the daemon is stopping, or nothing can be said: the next start settles it.
-    if (result === undefined || !(await this.#record(effect, result))) return;
+    const why = `the worktree is on the machine ${host}, this is ${hostname()}`;
+    const result = host === hostname() ? await this.#tried(effect) : notDone(effect, why);
+    // What the end of the daemon may have cut off is for the next start to find out.
+    if (result === undefined || this.#stop.signal.aborted || !(await this.#record(effect, result))) return;
     for (const name of [this.#noteOf(worktree_id), this.#outputOf(worktree_id)])
       rmSync(name, { force: true });
     this.#parts.log.info({ worktree_id, was: status, ...result }, "git effect");
+  }
+
+  /** What came of an effect; the disk may refuse something, or there is a bug: the intent gets its outcome even so. */
+  async #tried(effect: Effect): Promise<Result | undefined> {
+    try {
+      return await this.#resultOf(effect);
+    } catch (error) {
+      this.#parts.log.error({ err: error, worktree_id: effect.worktree.worktree_id }, "a git effect failed");
+      return notDone(effect, `the daemon could not do its part: ${(error as Error).message}`);
+    }
   }
 
   async #resultOf(effect: Effect): Promise<Result | undefined> {
@@ -454,7 +478,7 @@ export class GitEffects {
       known.code === 0 ? ["--", path, branch!] : ["-b", branch!, "--", path, ...(base ? [base] : [])];
     this.#note(worktree_id);
     const ran = await this.#change(effect, ["add", ...which]);
-    if (this.#cut(ran)) return undefined;
+    if (this.#stop.signal.aborted) return undefined;
     // Ended by itself it has tidied up by itself, and what is at the path may be another's.
     if (!ran.killed) rmSync(this.#noteOf(worktree_id), { force: true });
     return this.#madeOrNot(effect, ran.said, ran.code === 0);
@@ -464,7 +488,8 @@ export class GitEffects {
   async #madeOrNot(effect: Effect, said: string, ended = false): Promise<Result> {
     const { worktree_id, path, branch } = effect.worktree;
     const { listed, entry } = await this.#look(effect);
-    if (entry && entry.locked !== "initializing" && entry.prunable === undefined)
+    const whole = entry && entry.prunable === undefined && entry.locked !== "initializing";
+    if (whole && there(join(path, ".git")))
       // Also when git ended badly, as it does when a hook fails: it is there.
       return { type: "created", payload: seen(entry) };
     if (ended && !listed) return { type: "created", payload: { branch } };
@@ -484,7 +509,7 @@ export class GitEffects {
       return this.#removedOrNot(effect, said ?? "git does not list it as a worktree of the repository");
     if (entry.prunable === undefined && there(join(worktree.path, ".git"))) this.#note(worktree.worktree_id);
     const ran = await this.#change(effect, ["remove", ...(force ? ["--force"] : []), "--", entry.path]);
-    if (this.#cut(ran)) return undefined;
+    if (this.#stop.signal.aborted) return undefined;
     if (!ran.killed) rmSync(this.#noteOf(worktree.worktree_id), { force: true });
     return ran.code === 0 ? REMOVED : this.#removedOrNot(effect, ran.said);
   }
@@ -526,7 +551,7 @@ export class GitEffects {
   /** What git lists at the worktree's path; `listed` false with what it said when it could not be asked. */
   async #look(effect: Effect): Promise<{ listed: boolean; entry?: Listed | undefined; said?: string }> {
     if (effect.repository === undefined) return { listed: false };
-    const found = await worktreesOf(effect.repository, this.#parts.umask);
+    const found = await worktreesOf(effect.repository, this.#stop.signal);
     if ("said" in found) return { listed: false, said: found.said };
     const path = real(effect.worktree.path);
     return { listed: true, entry: found.find((each) => each.path === path || real(each.path) === path) };
@@ -545,11 +570,6 @@ export class GitEffects {
   #change(effect: Effect, args: readonly string[]): Promise<Ran> {
     this.#folder();
     return this.#git(effect, ["worktree", ...args], this.#outputOf(effect.worktree.worktree_id));
-  }
-
-  /** Whether the end of the daemon cut it off: then its outcome is for the next start to find. */
-  #cut(ran: Ran): boolean {
-    return ran.code === null && this.#stop.signal.aborted;
   }
 
   /** Wait until the git that a killed daemon left behind has ended; it has its ten minutes, as any other. */
@@ -581,8 +601,8 @@ export class GitEffects {
         log.error({ problem, worktree_id, type }, "the outcome of a git effect was refused");
         return false;
       }
-      if (this.#stop.signal.aborted || queue.lost) return false;
-      await Promise.race([Bun.sleep(AGAIN_MS), this.#stopped]);
+      if (this.#closed || queue.lost) return false;
+      await Promise.race([Bun.sleep(AGAIN_MS), this.#closing.promise]);
     }
   }
 
@@ -609,16 +629,16 @@ export class GitEffects {
 /** An option for git that does nothing but tell the process from any other. */
 const markOf = (worktree_id: string) => `mp.worktree=${worktree_id}`;
 
-/** What can be said about a worktree of another machine. */
-function elsewhere({ kind, worktree }: Effect): Result | undefined {
-  const message = `the worktree is on the machine ${worktree.host}, this is ${hostname()}`;
+/** That nothing came of an effect; nothing can be said of a look that could not be taken. */
+function notDone({ kind, worktree }: Effect, message: string): Result | undefined {
   if (kind === "reconcile") return undefined;
   return failed(worktree.status === "creating" ? "creation_failed" : "removal_failed", message);
 }
 
 /** Branch and commit of an entry, as outcomes tell them. */
 function seen({ branch, head }: Listed) {
-  return { ...(branch !== undefined && { branch }), ...(head !== undefined && { commit: head }) };
+  // A branch that is too long for an event can only be one that another program made.
+  return { branch: branch?.slice(0, MOST_BRANCH).toWellFormed(), commit: head };
 }
 
 /** The ids of the processes whose command line has a word in it. */

@@ -1,0 +1,193 @@
+/** `mp artifact upload` and `download` (SPEC §8, §12): files in and out, names, refusals, and what is left behind. */
+import { beforeAll, describe, expect, test } from "bun:test";
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { run, start, tempHome, waitFor } from "../support/binary.ts";
+import { type Cli, cli } from "./cli.ts";
+
+const home = tempHome();
+const folder = tempHome();
+let mp: Cli;
+beforeAll(async () => {
+  mp = cli(home);
+  await mp.out("workspace", "create", "demo");
+  await mp.out("workspace", "create", "other");
+  await mp.out("project", "create", "core", "--workspace", "demo");
+  await mp.out("project", "create", "core", "--workspace", "other");
+});
+
+const digestOf = (bytes: string) => `sha256:${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}`;
+let files = 0;
+/** A file that no other test has. */
+function file(ending = ".txt"): { path: string; name: string; bytes: string; digest: string } {
+  const name = `file-${++files}${ending}`;
+  const bytes = `the bytes of ${name}\n`;
+  writeFileSync(join(folder, name), bytes);
+  return { path: join(folder, name), name, bytes, digest: digestOf(bytes) };
+}
+/** Run `mp` in an empty folder of its own. */
+async function within(...args: string[]) {
+  const cwd = mkdtempSync(join(folder, "in-"));
+  return { cwd, ...(await run(args, { home, cwd })) };
+}
+
+describe("upload", () => {
+  test("stores a file, and registers it with its name, its type and what it belongs to", async () => {
+    const { path, name, bytes, digest } = file();
+    const told = await mp.out("artifact", "upload", path, "--project", "core", "--workspace", "demo");
+    const [artifact_id, ...rest] = told.split("\t") as [string, ...string[]];
+    expect(rest).toEqual([digest, String(bytes.length)]);
+    const found = await mp.json<{ links: { kind: string }[] }>("artifact", "get", artifact_id);
+    expect(found).toMatchObject({ digest, name, media_type: "text/plain;charset=utf-8", stored: true });
+    expect(found.links.map((each) => each.kind).sort()).toEqual(["project", "workspace"]);
+  });
+
+  test("is told how to call it, and for how long; --json is the receipt with the bytes; a key makes it once", async () => {
+    const { path, digest } = file();
+    const words = ["artifact", "upload", path, "--workspace", "demo", "--key", "upload-once"];
+    const more = ["--name", "Result", "--media-type", "text/x-log", "--expire-after-ms", "1h"];
+    const receipt = await mp.json<{ subject: { id: string } }>(...words, ...more);
+    expect(receipt).toMatchObject({ type: "artifact.register", digest, replayed: false });
+    expect(await mp.json(...words, ...more)).toMatchObject({ subject: receipt.subject, replayed: true });
+    expect(await mp.json("artifact", "get", receipt.subject.id)).toMatchObject({
+      name: "Result",
+      media_type: "text/x-log",
+      expire_after_ms: 3_600_000,
+    });
+  });
+
+  test("takes standard input", async () => {
+    const words = ["artifact", "upload", "-", "--workspace", "demo"];
+    const { code, stdout, stderr } = await run(words, { home, stdin: "from a pipe" });
+    expect([code, stderr]).toEqual([0, ""]);
+    const [artifact_id, digest] = stdout.split("\t") as [string, string];
+    expect(digest).toBe(digestOf("from a pipe"));
+    expect(await mp.json("artifact", "get", artifact_id)).toMatchObject({
+      name: null,
+      media_type: "application/octet-stream",
+    });
+  });
+
+  test("leaves nothing in the folder of temporary files when Ctrl-C ends it", async () => {
+    const temporary = mkdtempSync(join(folder, "tmp-"));
+    const child = start(["artifact", "upload", "-", "--workspace", "demo"], {
+      home,
+      stdin: "pipe",
+      env: { TMPDIR: temporary },
+    });
+    child.stdin?.write("a part");
+    child.stdin?.flush();
+    await waitFor(
+      () =>
+        readdirSync(temporary).some(
+          (each) => readFileSync(join(temporary, each, "stdin"), "utf8") === "a part",
+        ),
+      { what: "the spool" },
+    );
+    child.kill("SIGINT");
+    expect(await child.exited).toBe(130);
+    expect(readdirSync(temporary)).toEqual([]);
+  });
+
+  test("is refused without anything it belongs to, of what is no file, and by the daemon", async () => {
+    const { path } = file();
+    expect(await mp.refused(2, "artifact", "upload", path)).toContain("--session");
+    expect(await mp.refused(2, "artifact", "upload", folder, "--workspace", "demo")).toContain("a folder");
+    const missing = join(folder, "missing");
+    expect(await mp.refused(2, "artifact", "upload", missing, "--workspace", "demo")).toContain("not exist");
+    expect(await mp.refused(3, "artifact", "upload", path, "--workspace", "nope")).toContain("workspace");
+    // Two workspaces have a project of that name.
+    expect(await mp.refused(2, "artifact", "upload", path, "--project", "core")).toContain("more than one");
+    const both = ["--workspace", "demo", "--workspace", "other"];
+    expect(await mp.refused(5, "artifact", "upload", path, ...both)).toContain("artifact.other_workspace");
+    const odd = ["--workspace", "demo", "--media-type", "odd"];
+    expect(await mp.refused(2, "artifact", "upload", path, ...odd)).toContain("--media-type must be");
+  });
+});
+
+describe("download", () => {
+  /** A file that is uploaded. */
+  async function uploaded(ending?: string) {
+    const made = file(ending);
+    const told = await mp.out("artifact", "upload", made.path, "--workspace", "demo");
+    return { ...made, artifact_id: told.split("\t")[0]! };
+  }
+
+  test("writes what was asked for by name under that name, and by id or digest under its digest", async () => {
+    const { name, bytes, digest, artifact_id } = await uploaded();
+    for (const [asked, expected] of [
+      [name, name],
+      [artifact_id, digest.replace(":", "-")],
+      [digest, digest.replace(":", "-")],
+    ] as const) {
+      const { cwd, code, stdout } = await within("artifact", "download", asked);
+      expect(code).toBe(0);
+      expect(stdout.trim().split("\t")).toEqual([join(cwd, expected), digest, String(bytes.length)]);
+      expect(readdirSync(cwd)).toEqual([expected]);
+      expect(readFileSync(join(cwd, expected), "utf8")).toBe(bytes);
+    }
+  });
+
+  test("never takes a file's name from the daemon", async () => {
+    const { path, digest } = file();
+    const words = ["--workspace", "demo", "--name", "../../evil"];
+    const [artifact_id] = (await mp.out("artifact", "upload", path, ...words)).split("\t") as [string];
+    for (const asked of [artifact_id, "../../evil"]) {
+      const { cwd } = await within("artifact", "download", asked);
+      expect(readdirSync(cwd)).toEqual([digest.replace(":", "-")]);
+    }
+  });
+
+  test("goes to standard output, with nothing else", async () => {
+    const { name, bytes } = await uploaded();
+    const { cwd, stdout, stderr, code } = await within("artifact", "download", name, "-o", "-");
+    expect([stdout, stderr, code, readdirSync(cwd)]).toEqual([bytes, "", 0, []]);
+    expect(await mp.refused(2, "artifact", "download", name, "-o", "-", "--json")).toContain("exclude");
+  });
+
+  test("replaces a file only with --force", async () => {
+    const { name, bytes, digest } = await uploaded();
+    const target = join(folder, "target");
+    writeFileSync(target, "mine");
+    expect(await mp.refused(2, "artifact", "download", name, "--output", target)).toContain("--force");
+    expect(readFileSync(target, "utf8")).toBe("mine");
+    expect(await mp.json("artifact", "download", name, "--output", target, "--force")).toMatchObject({
+      path: target,
+      digest,
+      size: bytes.length,
+    });
+    expect(readFileSync(target, "utf8")).toBe(bytes);
+  });
+
+  test("finds damaged bytes, and leaves no file", async () => {
+    const { name, digest } = await uploaded();
+    const stored = join(home, "artifacts", "sha256", digest.slice(7, 9), digest.slice(7));
+    chmodSync(stored, 0o600);
+    writeFileSync(stored, "damaged");
+    const { cwd, code, stderr } = await within("artifact", "download", name);
+    expect([code, readdirSync(cwd)]).toEqual([5, []]);
+    expect(stderr).toContain("artifact.digest_mismatch");
+    expect((await within("artifact", "download", name, "-o", "-")).code).toBe(5);
+    rmSync(stored);
+  });
+
+  test("says what is not there, and what has expired", async () => {
+    const { name, artifact_id } = await uploaded();
+    await mp.out("artifact", "expire", artifact_id);
+    expect(await mp.refused(5, "artifact", "download", name)).toContain("artifact.bytes_expired");
+    expect(await mp.refused(3, "artifact", "download", digestOf("nobody has this"))).toContain("upload");
+    expect(await mp.refused(3, "artifact", "download", "no-such-thing")).toContain("mp artifact list");
+    const nowhere = join(folder, "no", "such", "folder");
+    const { digest } = await uploaded();
+    expect(await mp.refused(1, "artifact", "download", digest, "-o", nowhere)).toContain("ENOENT");
+    expect(existsSync(nowhere)).toBe(false);
+  });
+});

@@ -37,6 +37,9 @@ export interface Wanted {
   fill(link: Link, values: Values, env: Environment): Promise<Record<string, unknown> | Problem>;
 }
 
+/** What something lies in, so that it is looked for there only. */
+const PLACES = /^(workspace|project)_id$/;
+
 /** Paths that need not be there: those that git will make, and those that are only compared. */
 const pathRules: Readonly<Record<string, PathRule>> = {
   "worktree.create": "new",
@@ -93,7 +96,7 @@ export function wantedBy(from: Registry, type: string): Wanted {
       const value = values[each.name];
       if (value === undefined) continue;
       const within = Object.entries(found).filter(
-        ([field]) => /_id$/.test(field) && lists(each.refersTo).includes(field),
+        ([field]) => PLACES.test(field) && lists(each.refersTo).includes(field),
       );
       const made = await meant(link, type, each, value, Object.fromEntries(within), found, values);
       if (isProblem(made)) return made;

@@ -104,12 +104,23 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
     }, aggregate.initial);
   }
 
-  function answer(type: string, params: Record<string, unknown>, at = wireTime(clock.now())) {
+  /** Ask a query on a connection that only reads; its parameters must be valid, an answer must pass its schema. */
+  function ask(
+    type: string,
+    params: Record<string, unknown> = {},
+    at = wireTime(clock.now()),
+  ): { readonly answer: object } | { readonly problem: Problem } {
     const entry = registry.queries.get(type)!;
     expect([type, schemaErrors(entry.params, params)]).toEqual([type, []]);
     reading ??= openForReading(path);
     const { kind, run } = entry.reads!;
-    return new ReadModels(reading, registry).snapshot(kind, (read) => run(read, params as never, at));
+    const { as_of_seq, answer: found } = new ReadModels(reading, registry).snapshot(kind, (read) =>
+      run(read, params as never, at),
+    );
+    if (isRefused(found)) return { problem: refusal(registry, found) };
+    const answer = { as_of_seq, ...found };
+    expect([type, schemaErrors(entry.spec.answer, answer)]).toEqual([type, []]);
+    return { answer };
   }
 
   return {
@@ -179,8 +190,9 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
     expire: () => executor.expire(),
     /** Give every lease one whole ttl from now, as a start of the daemon does. */
     grace: () => executor.grace(),
+    ask,
     /**
-     * Ask a query that must be answered, on a connection that only reads.
+     * Ask a query that must be answered.
      * @param at the time of the question, RFC 3339; the clock's when absent
      */
     query<A extends object = Record<string, unknown>>(
@@ -188,17 +200,15 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
       params: Record<string, unknown> = {},
       at?: string,
     ): A {
-      const { as_of_seq, answer: found } = answer(type, params, at);
-      if (isRefused(found)) throw new Error(`${type} was refused: ${JSON.stringify(found)}`);
-      const whole = { as_of_seq, ...found };
-      expect([type, schemaErrors(registry.queries.get(type)!.spec.answer, whole)]).toEqual([type, []]);
-      return whole as unknown as A;
+      const found = ask(type, params, at);
+      if ("problem" in found) throw new Error(`${type} was refused: ${JSON.stringify(found.problem)}`);
+      return found.answer as A;
     },
     /** Ask a query that must be refused. */
     queryRefused(type: string, params: Record<string, unknown> = {}, at?: string): Problem {
-      const { answer: found } = answer(type, params, at);
-      if (!isRefused(found)) throw new Error(`${type} was answered: ${JSON.stringify(found)}`);
-      return refusal(registry, found);
+      const found = ask(type, params, at);
+      if ("answer" in found) throw new Error(`${type} was answered: ${JSON.stringify(found.answer)}`);
+      return found.problem;
     },
     /** Run what dispatch hands over. */
     execute: (request: WriteRequest) => executor.run([request]),

@@ -48,7 +48,10 @@ export const verbs: Readonly<Record<string, Lazy<Verb>>> = {
 
 /** What an aggregate's noun has beyond, or otherwise than, its registry's verbs (domain.ts). */
 const further: Readonly<Record<string, () => Promise<Readonly<Record<string, Verb>>>>> = {
-  session: async () => (await import("./session.ts")).sessionVerbs(),
+  session: async () => {
+    const [{ sessionVerbs }, { run }] = await Promise.all([import("./session.ts"), import("./run.ts")]);
+    return Object.defineProperties({ run }, Object.getOwnPropertyDescriptors(sessionVerbs()));
+  },
   worktree: async () => (await import("./worktree.ts")).worktreeVerbs(),
   task: async () => (await import("./task.ts")).taskVerbs(),
   board: async () => (await import("./board.ts")).boardVerbs(),

@@ -19,6 +19,8 @@ import type { BlobChange } from "./blobs.ts";
 
 /** Bytes of one upload, at most. */
 const MAX_BYTES = 1 << 30;
+/** An upload that brings nothing for so long is given up, in milliseconds. */
+const STALLED_MS = 120_000;
 /** Bytes that nobody has registered are kept for so long, in milliseconds. */
 const UNREGISTERED_MS = 24 * 3_600_000;
 /** The time between two sweeps, in milliseconds. */
@@ -41,6 +43,7 @@ interface Parts {
   readonly warning: (message: string) => void;
   readonly bug: (error: unknown) => void;
   readonly max_bytes?: number;
+  readonly stalled_ms?: number;
   readonly unregistered_ms?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
@@ -164,14 +167,14 @@ export class Store implements Bytes {
     try {
       const hash = new Bun.CryptoHasher("sha256");
       let size = 0;
-      const chunks = body?.values();
+      const reader = body?.getReader();
       for (;;) {
-        const next = await nextOf(chunks);
+        const next = await nextOf(reader, this.#parts.stalled_ms ?? STALLED_MS);
         if (isProblem(next)) return next;
         if (next === undefined) break;
         size += next.length;
         if (size > this.#maxBytes) {
-          await chunks?.return?.();
+          await refuseRest(reader);
           return this.#tooLarge();
         }
         hash.update(next);
@@ -315,14 +318,31 @@ export class Store implements Bytes {
 
 /** The next part of a body; undefined at its end. */
 async function nextOf(
-  chunks: AsyncIterator<Uint8Array> | undefined,
+  reader: ReadableStreamDefaultReader<Uint8Array> | undefined,
+  stalled_ms: number,
 ): Promise<Uint8Array | undefined | Problem> {
+  const { promise: late, resolve } = Promise.withResolvers<Problem>();
+  const timer = setTimeout(() => {
+    resolve(problem("malformed_request", "the body stopped coming"));
+    void refuseRest(reader);
+  }, stalled_ms);
   try {
-    const next = await chunks?.next();
-    return next === undefined || next.done ? undefined : next.value;
+    const next = await Promise.race([reader?.read(), late]);
+    return isProblem(next) ? next : next?.value;
   } catch {
     // The client has hung up, which is its right and no bug: nobody hears this answer.
     return problem("malformed_request", "the body ended early");
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Take no more of a body; a client that has hung up meanwhile is no bug. */
+async function refuseRest(reader: ReadableStreamDefaultReader<Uint8Array> | undefined): Promise<void> {
+  try {
+    await reader?.cancel();
+  } catch {
+    return;
   }
 }
 

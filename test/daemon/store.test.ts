@@ -166,6 +166,24 @@ describe("an upload", () => {
     expect([drafts(), rows()]).toEqual([[], []]);
   });
 
+  test("that brings nothing for long is given up, and leaves nothing", async () => {
+    const { store, drafts, rows } = await opened({ stalled_ms: 20 });
+    const { promise: cancelled, resolve } = Promise.withResolvers<void>();
+    let first = true;
+    const stalled = new ReadableStream<Uint8Array>({
+      pull(controller) {
+        if (!first) return new Promise<void>(() => undefined);
+        first = false;
+        controller.enqueue(new Uint8Array(3));
+        return undefined;
+      },
+      cancel: () => resolve(),
+    });
+    expect(problemOf(await store.put(digestOf("abc"), stalled, undefined)).code).toBe("malformed_request");
+    await cancelled;
+    expect([drafts(), rows()]).toEqual([[], []]);
+  });
+
   test("to a folder that cannot be written is refused, and so is one whose row cannot be", async () => {
     const full = await opened();
     rmSync(join(full.artifacts, "tmp"), { recursive: true });

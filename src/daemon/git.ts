@@ -228,6 +228,13 @@ function there(path: string): boolean {
   }
 }
 
+/** Whether a folder is as git leaves one that it has hardly begun: empty, or with its link and perhaps more. */
+function barelyBegun(path: string): boolean {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isDirectory()) return false;
+  const link = lstatSync(join(path, ".git"), { throwIfNoEntry: false });
+  return link ? link.isFile() : readdirSync(path).length === 0;
+}
+
 type Worktree = Tables["worktrees"];
 
 /** Something to do with git. */
@@ -471,16 +478,16 @@ export class GitEffects {
     const { worktree, repository, base } = effect;
     const { worktree_id, path, branch } = worktree;
     if (repository === undefined) return failed("creation_failed", "the project has no repository");
-    if (there(path)) return failed("creation_failed", `there is something at ${path} already`);
     const known = await this.#git(effect, ["show-ref", "--verify", "--quiet", `refs/heads/${branch}`]);
     // What is no repository, or no git at all, is told in git's words by the command itself.
     const which =
       known.code === 0 ? ["--", path, branch!] : ["-b", branch!, "--", path, ...(base ? [base] : [])];
+    if (there(path)) return failed("creation_failed", `there is something at ${path} already`);
     this.#note(worktree_id);
     const ran = await this.#change(effect, ["add", ...which]);
-    if (this.#stop.signal.aborted) return undefined;
     // Ended by itself it has tidied up by itself, and what is at the path may be another's.
     if (!ran.killed) rmSync(this.#noteOf(worktree_id), { force: true });
+    if (this.#stop.signal.aborted) return undefined;
     return this.#madeOrNot(effect, ran.said, ran.code === 0);
   }
 
@@ -492,9 +499,11 @@ export class GitEffects {
     if (whole && there(join(path, ".git")))
       // Also when git ended badly, as it does when a hook fails: it is there.
       return { type: "created", payload: seen(entry) };
-    if (ended && !listed) return { type: "created", payload: { branch } };
-    const ours = existsSync(this.#noteOf(worktree_id));
-    if (!ours) return failed("creation_failed", said);
+    if (!listed && ended) return { type: "created", payload: { branch } };
+    // What git cannot be asked about is not touched: it may be whole.
+    const ours = listed && existsSync(this.#noteOf(worktree_id));
+    if (!ours || (entry?.locked !== "initializing" && !barelyBegun(path)))
+      return failed("creation_failed", said);
     await rm(path, { recursive: true, force: true });
     // Twice: once would not remove one that git has locked while it made it.
     if (entry) await this.#git(effect, ["worktree", "remove", "--force", "--force", "--", entry.path]);
@@ -509,8 +518,8 @@ export class GitEffects {
       return this.#removedOrNot(effect, said ?? "git does not list it as a worktree of the repository");
     if (entry.prunable === undefined && there(join(worktree.path, ".git"))) this.#note(worktree.worktree_id);
     const ran = await this.#change(effect, ["remove", ...(force ? ["--force"] : []), "--", entry.path]);
-    if (this.#stop.signal.aborted) return undefined;
     if (!ran.killed) rmSync(this.#noteOf(worktree.worktree_id), { force: true });
+    if (this.#stop.signal.aborted) return undefined;
     return ran.code === 0 ? REMOVED : this.#removedOrNot(effect, ran.said);
   }
 
@@ -554,7 +563,8 @@ export class GitEffects {
     const found = await worktreesOf(effect.repository, this.#stop.signal);
     if ("said" in found) return { listed: false, said: found.said };
     const path = real(effect.worktree.path);
-    return { listed: true, entry: found.find((each) => each.path === path || real(each.path) === path) };
+    const entry = found.find((each) => each.path === path) ?? found.find((each) => real(each.path) === path);
+    return { listed: true, entry };
   }
 
   /** Run git in the repository. */

@@ -34,9 +34,12 @@ const Host = Type.String({ minLength: 1, maxLength: 255 });
 const Said = Type.String({ maxLength: 4_096 });
 const Commit = Type.String({ maxLength: 64 });
 const Reason = Type.String({ minLength: 1, maxLength: 1_024 });
-/** How long a lease lasts without a renewal, in milliseconds. */
-const Ttl = Type.Integer({ minimum: 1_000, maximum: 86_400_000 });
 const TTL_MS = 300_000;
+const Ttl = Type.Integer({
+  minimum: 1_000,
+  maximum: 86_400_000,
+  description: `how long the lock lasts without a renewal, in milliseconds: 1000 to 86400000, ${TTL_MS} when absent`,
+});
 
 /** What no text that git gets may hold: controls, also those that turn the text of a line around, and what git refuses. */
 const never = "\\u0000-\\u0020\\u007f-\\u009f\\u202a-\\u202e\\u2066-\\u2069:?*\\[\\\\";

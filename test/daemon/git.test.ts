@@ -620,6 +620,29 @@ describe.skipIf(git === null)("a daemon that is killed between intent and outcom
     expect(existsSync(join(it.path, "mine"))).toBe(true);
   });
 
+  test("what git cannot be asked about stays, for it may be whole", async () => {
+    const it = await killedWhileCreating("after");
+    it.wait.kill();
+    const nothing = join(it.home, "nothing");
+    mkdirSync(nothing);
+    await startDaemonProcess(it.home, { HOME: it.home, PATH: nothing });
+    expect(await settled(it)).toMatchObject({
+      status: "failed",
+      failure: expect.stringContaining("interrupted"),
+    });
+    expect(existsSync(join(it.path, "file.txt"))).toBe(true);
+  });
+
+  test("somebody else's folder stays, even if it came when git was about to begin", async () => {
+    const it = await killedWhileCreating("before");
+    it.wait.kill();
+    mkdirSync(it.path);
+    writeFileSync(join(it.path, "mine"), "");
+    await it.daemon.restart();
+    expect(await settled(it)).toMatchObject({ status: "failed" });
+    expect(existsSync(join(it.path, "mine"))).toBe(true);
+  });
+
   /** A daemon killed while it removes, at the moment that the gate says. */
   async function killedWhileRemoving(when: "before" | "after") {
     const home = tempHome();

@@ -81,18 +81,24 @@ export function wantedBy(from: Registry, type: string): Wanted {
     each.isPath && pathDoc ? { ...each, arg: { ...each.arg, description: pathDoc } } : each,
   );
   const extra = narrowing(from, kind, fields);
-  const all = [...fields, ...extra];
-  const lists = (of: string | undefined) =>
-    (of === undefined ? [] : listFields(from, of)).map(({ field }) => field);
-  // What narrows a search is looked up before what it narrows.
-  const narrows = ({ field }: Field) => all.filter(({ refersTo }) => lists(refersTo).includes(field)).length;
-  const inOrder = all.toSorted((a, b) => narrows(b) - narrows(a));
+
+  /** What things of a kind can be listed by, for each that is referred to. */
+  function listed(): (kind: string | undefined) => readonly string[] {
+    const kinds = new Set([...fields, ...extra].map(({ refersTo }) => refersTo ?? ""));
+    const known = new Map([...kinds].map((each) => [each, listFields(from, each).map(({ field }) => field)]));
+    return (of) => known.get(of ?? "") ?? [];
+  }
 
   async function fill(link: Link, given: Values, env: Environment) {
     const values = withEnvironment(kind, fields, given, env);
     if (isProblem(values)) return values;
     const found: Record<string, unknown> = {};
-    for (const each of inOrder) {
+    const all = [...fields, ...extra];
+    const lists = listed();
+    // What narrows a search is looked up before what it narrows.
+    const narrows = ({ field }: Field) =>
+      all.filter(({ refersTo }) => lists(refersTo).includes(field)).length;
+    for (const each of all.toSorted((a, b) => narrows(b) - narrows(a))) {
       const value = values[each.name];
       if (value === undefined) continue;
       const within = Object.entries(found).filter(

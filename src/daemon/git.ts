@@ -582,7 +582,7 @@ export class GitEffects {
     return this.#git(effect, ["worktree", ...args], this.#outputOf(effect.worktree.worktree_id));
   }
 
-  /** Wait until the git that a killed daemon left behind has ended; it has its ten minutes, as any other. */
+  /** Wait until the git that a killed daemon left behind has ended; it has its ten minutes too. */
   async #orphanEnded(worktree_id: string): Promise<void> {
     const mark = markOf(worktree_id);
     for (let waited = 0; !this.#stop.signal.aborted; waited += LOOK_MS) {

@@ -8,7 +8,6 @@
  */
 import { treaty } from "@elysiajs/eden/treaty2";
 import type { App } from "../http/app.ts";
-import type { StoredBytes } from "../http/artifacts.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import {
   addressOf,
@@ -34,6 +33,7 @@ import type {
   Payload,
   QueryType,
   Receipt,
+  StoredBytes,
 } from "./types.ts";
 
 export type { Target } from "./transport.ts";

@@ -97,6 +97,13 @@ export interface Receipt<T extends CommandType = CommandType> {
   readonly replayed: boolean;
 }
 
+/** Bytes that are in the artifact store (SPEC §8). */
+export interface StoredBytes {
+  /** `sha256:` and 64 hexadecimal digits. */
+  readonly digest: string;
+  readonly size: number;
+}
+
 /** What a batch answers, in the order of its commands. An atomic batch that is refused answers a problem instead. */
 export interface BatchAnswer {
   readonly items: readonly (

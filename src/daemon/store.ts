@@ -10,7 +10,6 @@ import type { Database } from "bun:sqlite";
 import { existsSync, mkdirSync, renameSync } from "node:fs";
 import { type FileHandle, mkdir, open, readdir, rename, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { type Bytes, NO_DIGEST, type StoredBytes } from "../http/artifacts.ts";
 import { reject } from "../kernel/aggregate.ts";
 import { refusal } from "../kernel/execute.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
@@ -49,6 +48,13 @@ interface Parts {
   readonly now?: () => number;
 }
 
+/** Bytes that are in the store. */
+interface Stored {
+  /** `sha256:` and 64 hexadecimal digits. */
+  readonly digest: string;
+  readonly size: number;
+}
+
 /** A row of `blobs`, with what the read models know of it. */
 interface Seen {
   readonly digest: string;
@@ -59,7 +65,7 @@ interface Seen {
   readonly expired_at: string | null;
 }
 
-export class Store implements Bytes {
+export class Store {
   readonly #parts: Parts;
   readonly #drafts: string;
   readonly #files: string;
@@ -80,12 +86,18 @@ export class Store implements Bytes {
     mkdirSync(this.#drafts, { recursive: true, mode: 0o700 });
   }
 
-  /** See `Bytes`. Refusals: invalid_schema, payload_too_large, malformed_request, read_only, artifact.*_mismatch. */
+  /**
+   * Take bytes in.
+   * @param digest as the URL has it, unchecked
+   * @param length how many bytes were announced; undefined when nobody said
+   * @returns once they are durable; `created` is false when they were there already. Refusals: invalid_schema,
+   *   payload_too_large, malformed_request, read_only, artifact.digest_mismatch, artifact.size_mismatch
+   */
   async put(
     digest: string,
     body: ReadableStream<Uint8Array> | null,
     length: number | undefined,
-  ): Promise<(StoredBytes & { readonly created: boolean }) | Problem> {
+  ): Promise<(Stored & { readonly created: boolean }) | Problem> {
     const hex = DIGEST.exec(digest)?.[1];
     if (hex === undefined) return NO_DIGEST;
     if (length !== undefined && length > this.#maxBytes) return this.#tooLarge();
@@ -108,8 +120,12 @@ export class Store implements Bytes {
     }
   }
 
-  /** See `Bytes`. Refusals: invalid_schema, not_found, artifact.bytes_expired. */
-  find(digest: string): (StoredBytes & { readonly path: string }) | Problem {
+  /**
+   * Where bytes are.
+   * @param digest as the URL has it, unchecked
+   * @returns their file. Refusals: invalid_schema, not_found, artifact.bytes_expired
+   */
+  find(digest: string): (Stored & { readonly path: string }) | Problem {
     const hex = DIGEST.exec(digest)?.[1];
     if (hex === undefined) return NO_DIGEST;
     const { db } = this.#parts;
@@ -161,7 +177,7 @@ export class Store implements Bytes {
   }
 
   /** Write a body into a draft and make it durable, hashing on the way. */
-  async #receive(draft: string, body: ReadableStream<Uint8Array> | null): Promise<StoredBytes | Problem> {
+  async #receive(draft: string, body: ReadableStream<Uint8Array> | null): Promise<Stored | Problem> {
     await mkdir(this.#drafts, { recursive: true, mode: 0o700 });
     const file = await open(draft, "wx", 0o600);
     try {
@@ -191,8 +207,8 @@ export class Store implements Bytes {
   async #place(
     draft: string,
     hex: string,
-    { digest, size }: StoredBytes,
-  ): Promise<(StoredBytes & { readonly created: boolean }) | Problem> {
+    { digest, size }: Stored,
+  ): Promise<(Stored & { readonly created: boolean }) | Problem> {
     if (this.#closed) return problem("overloaded", "the daemon is stopping");
     const path = this.#pathOf(hex);
     const folder = dirname(path);
@@ -384,3 +400,9 @@ function unwritable(error: unknown): Problem {
 function codeOf(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "";
 }
+
+/** The one thing to say about a digest that is none. It does not repeat it. */
+const NO_DIGEST = problem("invalid_schema", "the URL has no digest in it", {
+  hint: "the route is /v1/artifacts/sha256:HEX, with 64 hexadecimal digits in lower case",
+  errors: [{ pointer: "/digest", message: "must be sha256: and 64 hexadecimal digits, lower case" }],
+});

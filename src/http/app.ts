@@ -7,7 +7,7 @@
  */
 import { Elysia } from "elysia";
 import { Type } from "typebox";
-import type { AnyEnvelope, BatchAnswer, Receipt } from "../client/types.ts";
+import type { AnyEnvelope, BatchAnswer, Receipt, StoredBytes } from "../client/types.ts";
 import { freshTrace } from "../kernel/clock.ts";
 import { type Answer, type Dispatch, fromText, invalidSchema } from "../kernel/dispatch.ts";
 import { bodyOf } from "../kernel/page.ts";
@@ -17,7 +17,7 @@ import { object, schemaErrors, typed } from "../kernel/schema.ts";
 import { allSchemas } from "../kernel/schemas.ts";
 import type { Hub } from "../kernel/stream.ts";
 import { answerText, json, refused, respond } from "./answers.ts";
-import { type Bytes, getArtifact, putArtifact, type StoredBytes } from "./artifacts.ts";
+import { type Bytes, getArtifact, putArtifact } from "./artifacts.ts";
 import { eventsParams, getEvents } from "./events.ts";
 import { openApi } from "./openapi.ts";
 import { type Gate, oneLook, originRefusal, readJson, searchOf, traceOf, Unreadable } from "./request.ts";

@@ -4,18 +4,12 @@
  * Always holds: what is answered with 200 or 201 is on the disk, checked and durable; what goes out is never shown as a page
  * by a browser. Left out on purpose: what the bytes are, which `artifact.register` says.
  */
-import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import type { StoredBytes } from "../client/types.ts";
+import { isProblem, type Problem } from "../kernel/problems.ts";
 import { refused } from "./answers.ts";
 import { traceOf } from "./request.ts";
 
-/** Bytes that are in the store. */
-export interface StoredBytes {
-  /** `sha256:` and 64 hexadecimal digits. */
-  readonly digest: string;
-  readonly size: number;
-}
-
-/** The store, as far as the routes need it. */
+/** The store, as far as the routes need it (daemon/store.ts). */
 export interface Bytes {
   /**
    * Take bytes in.
@@ -77,9 +71,3 @@ export function getArtifact(bytes: Bytes, digest: string, request: Request): Blo
     ? new Response(null, { status: 304, headers })
     : new Response(Bun.file(found.path), { headers })) as unknown as Blob;
 }
-
-/** The one thing to say about a digest that is none. It does not repeat it. */
-export const NO_DIGEST = problem("invalid_schema", "the URL has no digest in it", {
-  hint: "the route is /v1/artifacts/sha256:HEX, with 64 hexadecimal digits in lower case",
-  errors: [{ pointer: "/digest", message: "must be sha256: and 64 hexadecimal digits, lower case" }],
-});

@@ -359,21 +359,25 @@ test("whoever sends bytes while the last artifact of them expires never finds ha
   }
 });
 
-test("a daemon that is killed while bytes come in shows nothing of them, and takes away what was there", async () => {
-  const mine = await startDaemonProcess(tempHome());
-  const whole = fresh();
-  await put(digestOf(whole), whole, mine.socket);
-  const digest = digestOf("never whole");
-  const connection = await begun(mine, digest);
-  const [draft] = drafts(mine.home) as [string];
-  await mine.restart("SIGKILL");
-  connection.terminate();
-  await waitFor(() => !existsSync(join(mine.home, "artifacts", draft)), { what: "the draft to be swept" });
-  const own = api(mine);
-  expectRefused(await own.get(url(digest)), "not_found");
-  expect((await own.get(url(digestOf(whole)))).text).toBe(new TextDecoder().decode(whole));
-  expect(filesOf(mine.home)).toHaveLength(1);
-});
+test.each(["SIGKILL", "SIGTERM"] as const)(
+  "a daemon that ends by %s while bytes come in shows nothing of them, and takes away what was there",
+  async (signal) => {
+    const mine = await startDaemonProcess(tempHome());
+    const whole = fresh();
+    await put(digestOf(whole), whole, mine.socket);
+    const digest = digestOf("never whole");
+    const connection = await begun(mine, digest);
+    const [draft] = drafts(mine.home) as [string];
+    expect(await mine.kill(signal)).toBe(signal === "SIGKILL" ? 137 : 0);
+    await mine.restart();
+    connection.terminate();
+    await waitFor(() => !existsSync(join(mine.home, "artifacts", draft)), { what: "the draft to be swept" });
+    const own = api(mine);
+    expectRefused(await own.get(url(digest)), "not_found");
+    expect((await own.get(url(digestOf(whole)))).text).toBe(new TextDecoder().decode(whole));
+    expect(filesOf(mine.home)).toHaveLength(1);
+  },
+);
 
 test.skipIf(process.platform !== "linux")(
   "300 MB go in and out in little memory",

@@ -1,0 +1,166 @@
+/**
+ * 16 processes fight for one writer lock, with ttls that run out and steals (SPEC §8): epochs only grow, one holds it at a
+ * time, and no renewal, release or check with a stale epoch is ever accepted.
+ *
+ * The judge has the log and every receipt with its position; it knows none of mp's code. MP_TEST_SEED repeats the plan.
+ */
+import { expect, test } from "bun:test";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { run, tempHome, waitFor } from "../support/binary.ts";
+
+const FIGHTERS = 16;
+const ROUNDS = 8;
+const seed = Number(process.env.MP_TEST_SEED ?? Date.now()) | 0;
+
+interface Event {
+  readonly event_type: string;
+  readonly seq_global: number;
+  readonly payload: { readonly session_id: string; readonly epoch: number };
+}
+
+/** What a process was told: which use of an epoch, and where the log stood when it was accepted or refused. */
+interface Use {
+  readonly verb: string;
+  readonly epoch: number;
+  readonly accepted: boolean;
+  /** Position of the log with the answer; undefined for a refusal. */
+  readonly seq_global: number | undefined;
+}
+
+function random(state: number): () => number {
+  let a = state;
+  return () => {
+    a = (a + 0x6d2b79f5) | 0;
+    let t = Math.imul(a ^ (a >>> 15), 1 | a);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+test(`${FIGHTERS} processes and one writer lock: no stale epoch is ever accepted`, async () => {
+  console.log(`test/races/writer-lock.test.ts: MP_TEST_SEED=${seed}`);
+  const home = tempHome();
+  const place = join(home, "tree");
+  mkdirSync(place);
+  const mp = async (...args: string[]) => {
+    const { code, stdout, stderr } = await run([...args, "--json"], { home, timeout_ms: 60_000 });
+    return {
+      code,
+      said: stderr,
+      answer: stdout === "" ? {} : (JSON.parse(stdout) as Record<string, unknown>),
+    };
+  };
+  const created = async (...args: string[]) => {
+    const { code, said, answer } = await mp(...args);
+    if (code !== 0) throw new Error(`${args.join(" ")}: ${said}`);
+    return (answer as { subject: { id: string } }).subject.id;
+  };
+  const workspace = await created("workspace", "create", "race");
+  const project = await created("project", "create", "core", "--workspace", workspace);
+  const worktree = await created("worktree", "register", place, "--project", project);
+  const uses: Use[] = [];
+
+  async function use(verb: string, epoch: number, ...args: string[]): Promise<boolean> {
+    const { code, said, answer } = await mp("worktree", verb, ...args, "--epoch", String(epoch));
+    if (code !== 0)
+      expect({ verb, code, said }).toMatchObject({
+        verb,
+        code: 5,
+        said: expect.stringContaining("worktree.stale_epoch"),
+      });
+    uses.push({
+      verb,
+      epoch,
+      accepted: code === 0,
+      seq_global: (answer.seq_global ?? answer.as_of_seq) as number | undefined,
+    });
+    return code === 0;
+  }
+
+  async function fighter(n: number): Promise<void> {
+    const dice = random(seed + n);
+    const session = await created("session", "spawn", "--agent", `fighter-${n}`, "--workspace", workspace);
+    expect((await mp("worktree", "attach", worktree, "write", "--session", session)).code).toBe(0);
+    let old: number | undefined;
+    for (let round = 0; round < ROUNDS; round++) {
+      let taken = await mp("worktree", "lock-writer", worktree, "--session", session, "--ttl-ms", "1000");
+      if (taken.code !== 0 && dice() < 0.3) {
+        const held = JSON.parse(taken.said) as { details: { epoch: number } };
+        taken = await mp(
+          "worktree",
+          "steal-writer",
+          worktree,
+          "--session",
+          session,
+          "--expected-epoch",
+          String(held.details.epoch),
+          "dice",
+        );
+      }
+      // An epoch that was once ours and is not any more is tried again at any time: it must never do anything.
+      if (old !== undefined && dice() < 0.5) await use("renew-writer", old, worktree, "--session", session);
+      if (taken.code !== 0) continue;
+      const { epoch } = (taken.answer as { result: { epoch: number } }).result;
+      old = epoch;
+      await use("check", epoch, place);
+      if (dice() < 0.5) await use("renew-writer", epoch, worktree, "--session", session);
+      // Some keep it until it runs out.
+      if (dice() < 0.8) await use("release-writer", epoch, worktree, "--session", session);
+      await use("check", epoch, place);
+    }
+  }
+  await Promise.all(Array.from({ length: FIGHTERS }, (_, n) => fighter(n)));
+
+  // Whoever fought last may have kept it: it runs out by itself.
+  await waitFor(
+    async () =>
+      ((await mp("worktree", "get", worktree)).answer as { writer_status: string }).writer_status !== "held",
+    { what: "the end of the last lock" },
+  );
+  const log = await run(["events", "tail", "--from-start", "--no-follow", "--json", "--type", "worktree.*"], {
+    home,
+  });
+  const events = log.stdout
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Event);
+  /** From which position of the log to which an epoch was the valid one. */
+  const valid = new Map<number, { from: number; to: number }>();
+  let held: { epoch: number; session_id: string } | undefined;
+  let last = 0;
+  for (const { event_type, seq_global, payload } of events) {
+    if (event_type === "worktree.writer_locked" || event_type === "worktree.writer_stolen") {
+      if (event_type === "worktree.writer_locked")
+        expect([seq_global, held]).toEqual([seq_global, undefined]);
+      expect(payload.epoch).toBeGreaterThan(last);
+      if (held) valid.get(held.epoch)!.to = seq_global;
+      last = payload.epoch;
+      held = payload;
+      valid.set(last, { from: seq_global, to: Number.POSITIVE_INFINITY });
+    } else if (event_type === "worktree.writer_released" || event_type === "worktree.writer_expired") {
+      // One that has run out may still be given back, as long as nobody has it: `expired` becomes `free`.
+      const given = held?.epoch ?? (event_type.endsWith("released") ? last : undefined);
+      expect([seq_global, payload.epoch]).toEqual([seq_global, given!]);
+      valid.get(payload.epoch)!.to = seq_global;
+      held = undefined;
+    }
+  }
+  for (const { verb, epoch, seq_global, accepted } of uses.filter((each) => each.accepted)) {
+    const { from, to } = valid.get(epoch)!;
+    expect({
+      verb,
+      epoch,
+      accepted,
+      at: [seq_global, from, to],
+      inTime: seq_global! >= from && seq_global! <= (verb === "release-writer" ? to : to - 1),
+    }).toEqual({ verb, epoch, accepted, at: [seq_global, from, to], inTime: true });
+  }
+  const types = new Set(events.map((each) => each.event_type));
+  for (const type of ["locked", "released", "expired", "stolen"])
+    expect([...types]).toContain(`worktree.writer_${type}`);
+  console.log(
+    `${last} epochs, ${uses.filter((each) => !each.accepted).length} stale uses refused of ${uses.length}`,
+  );
+  expect(uses.some((each) => !each.accepted)).toBe(true);
+}, 240_000);

@@ -27,6 +27,8 @@ export interface Child {
   readonly read: Promise<void>;
   /** All of that has been written where it goes, or nobody reads it there any more. */
   readonly written: Promise<void>;
+  /** Our terminal only passes on: a new line needs its carriage return. */
+  readonly raw: boolean;
   /** Send a signal; to its whole group where everything that it started shall hear it. Nothing once it has ended. */
   signal(signal: NodeJS.Signals, group: boolean): void;
 }
@@ -97,6 +99,7 @@ function withPipes({ command, cwd, env, spool }: Wanted): Child {
     ended: child.exited.then(() => endOf(child)),
     read: Promise.all(passing.map(({ read }) => read)).then(() => undefined),
     written: Promise.all(passing.map(({ written }) => written)).then(() => undefined),
+    raw: false,
     signal: sender(child),
   };
 }
@@ -171,8 +174,7 @@ function atTerminal({ command, cwd, env, spool }: Wanted): Child {
   const terminal = child.terminal!;
   const typed = (bytes: Uint8Array) => terminal.closed || terminal.write(bytes);
   const resized = () => terminal.closed || terminal.resize(stdout.columns || 80, stdout.rows || 24);
-  const restore = () => stdin.setRawMode(false);
-  stdin.setRawMode(true);
+  const restore = rawTerminal();
   process.on("exit", restore);
   process.on("SIGWINCH", resized);
   stdin.on("data", typed);
@@ -191,7 +193,30 @@ function atTerminal({ command, cwd, env, spool }: Wanted): Child {
     ended: child.exited.then(() => endOf(child)),
     read,
     written: read.then(() => sink.settled()),
+    raw: true,
     signal: sender(child),
+  };
+}
+
+/**
+ * Let our terminal pass everything on as it is, in both directions: what the child's own terminal has done to a line must
+ * not be done to it twice, and a full-screen program's line feeds are no new lines. The runtime's raw mode is only half of
+ * it, so stty does it where there is one.
+ * @returns makes it what it was; any number of times
+ */
+function rawTerminal(): () => void {
+  const stty = (...words: string[]) =>
+    Bun.spawnSync(["stty", ...words], { stdin: "inherit", stdout: "pipe", stderr: "ignore" });
+  const saved = Bun.which("stty") === null ? undefined : stty("-g");
+  if (saved?.success && stty("raw", "-echo").success) {
+    const before = saved.stdout.toString().trim();
+    return () => {
+      stty(before);
+    };
+  }
+  process.stdin.setRawMode(true);
+  return () => {
+    process.stdin.setRawMode(false);
   };
 }
 

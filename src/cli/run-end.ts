@@ -105,12 +105,14 @@ export async function tellEnd(
   }
 
   const told = await endSession();
-  if (isProblem(told))
+  if (isProblem(told)) {
+    const already = told.reason === "session.invalid_transition" ? told.details?.from : undefined;
     await note(
-      told.retryable
+      already === undefined
         ? `mp: the end of session ${session.id} could not be told (${told.detail}): its leases run out by themselves`
-        : `mp: the session has ended otherwise: ${told.detail}`,
+        : `mp: the session is ${already} already, so it stays so`,
     );
+  }
   return { artifact_id, ended: !isProblem(told) };
 
   /** From some statuses the table of SPEC §8 has no way to some ends: running is on the way to each. */

@@ -59,8 +59,9 @@ const args = {
   parent: {
     type: "string",
     valueHint: "SESSION",
-    env: "MP_SESSION_ID",
-    description: "the session that this one is part of",
+    fallback: "MP_SESSION_ID",
+    description:
+      "the session that this one is part of; that of the environment where it is of this workspace",
   },
   title: { type: "string", valueHint: "TITLE", description: "what the session is about" },
   agent: {
@@ -137,6 +138,7 @@ interface Place {
   readonly project_id: string | undefined;
   readonly worktree: { readonly id: string; readonly path: string } | undefined;
   readonly task_id: string | undefined;
+  readonly parent_session_id: string | undefined;
 }
 
 /** Ids of where a thing is. */
@@ -201,7 +203,9 @@ class Run {
     const about: Within | undefined = worktree ?? task;
     const workspace_id = await this.#workspace(link, about);
     if (isProblem(workspace_id)) return workspace_id;
-    // What the environment names is where the parent is: it counts only there.
+    const parent = await this.#parent(link, workspace_id);
+    if (isProblem(parent)) return parent;
+    // What the environment names is where the session around this one is: it counts only there.
     const { MP_WORKSPACE, MP_PROJECT } = process.env;
     const inherited =
       about === undefined && workspace_id === MP_WORKSPACE ? MP_PROJECT || undefined : undefined;
@@ -216,7 +220,15 @@ class Run {
       project_id,
       worktree: worktree && { id: worktree.worktree_id, path: worktree.path },
       task_id: task?.task_id,
+      parent_session_id: parent?.session_id,
     };
+  }
+
+  /** The session that is named; else the one around, which is none of another workspace's parents. */
+  async #parent(link: Link, workspace_id: string): Promise<SessionRow | undefined | Problem> {
+    if (this.values.parent !== undefined) return found(link, "session", this.values.parent);
+    const around = await found(link, "session", process.env.MP_SESSION_ID || undefined);
+    return isProblem(around) || around?.workspace_id === workspace_id ? around : undefined;
   }
 
   async #workspace(link: Link, about: Within | undefined): Promise<string | Problem> {
@@ -235,8 +247,8 @@ class Run {
     );
   }
 
-  #spawn({ workspace_id, project_id }: Place): Promise<Sent | Problem> {
-    const { command = [], parent, title, agent, ttl = TTL_MS } = this.values;
+  #spawn({ workspace_id, project_id, parent_session_id }: Place): Promise<Sent | Problem> {
+    const { command = [], title, agent, ttl = TTL_MS } = this.values;
     return this.#asker.send(
       "session.spawn",
       {
@@ -244,7 +256,7 @@ class Run {
         agent: { name: agent ?? (basename(command[0]!).slice(0, 128) || "command") },
         ttl_ms: ttl,
         ...(project_id !== undefined && { project_id }),
-        ...(parent !== undefined && { parent_session_id: parent }),
+        ...(parent_session_id !== undefined && { parent_session_id }),
         ...(title !== undefined && { title }),
       },
       { start: true },
@@ -367,9 +379,8 @@ class Run {
       void child.ended.then(() => clearTimeout(grace));
     } else this.#child.signal("SIGURG", false);
     const { safe } = await import("./terminal.ts");
-    await note(
-      safe(`mp: ${what} ${words}; the command is ${stop ? "being stopped" : "told by SIGURG and goes on"}`),
-    );
+    const now = stop ? "being stopped" : "told by SIGURG and goes on";
+    await note(`${safe(`mp: ${what} ${words}; the command is ${now}`)}${this.#child.raw ? "\r" : ""}`);
   }
 
   #tell(
@@ -417,6 +428,9 @@ interface WorktreeRow extends Within {
 interface TaskRow extends Within {
   readonly task_id: string;
 }
+interface SessionRow extends Within {
+  readonly session_id: string;
+}
 
 /** A thing that the command line names, as the daemon has it. */
 async function found(
@@ -429,6 +443,11 @@ async function found(
   kind: "task",
   text: string | undefined,
 ): Promise<TaskRow | undefined | Problem>;
+async function found(
+  link: Link,
+  kind: "session",
+  text: string | undefined,
+): Promise<SessionRow | undefined | Problem>;
 async function found(link: Link, kind: string, text: string | undefined): Promise<object | undefined> {
   if (text === undefined) return undefined;
   const id = await idOf(link, kind, text);

@@ -277,6 +277,38 @@ describe("registering", () => {
     });
   });
 
+  test("links to everything that lies in a workspace, and each finds it", async () => {
+    const id = async (type: string, payload: object) => (await mp.done(type, payload)).subject.id;
+    const workspace_id = await workspace();
+    const project_id = await id("project.create", { workspace_id, name: "p" });
+    const links = [
+      { kind: "session", id: await id("session.spawn", { workspace_id, agent: { name: "a" } }) },
+      { kind: "task", id: await id("task.create", { project_id, title: "t" }) },
+      { kind: "worktree", id: await id("worktree.register", { project_id, path: home }) },
+      { kind: "board", id: await id("board.create", { workspace_id, name: "b", lanes: [{ name: "l" }] }) },
+      { kind: "project", id: project_id },
+      link(workspace_id),
+    ];
+    const bytes = fresh();
+    await stored(bytes);
+    const artifact_id = await registered(bytes, { links });
+    const found = (await mp.answer("artifact.get", { artifact_id })) as {
+      links: Json[];
+      workspace_id: string;
+    };
+    expect(found.workspace_id).toBe(workspace_id);
+    expect(found.links.map((each) => each.id).sort()).toEqual(links.map((each) => each.id).sort());
+    for (const each of links)
+      expect(await mp.answer("artifact.list", { linked_to: each.id })).toMatchObject({
+        items: [{ artifact_id }],
+      });
+    for (const { kind } of links)
+      expectRefused(
+        await mp.post(envelope("artifact.link", { artifact_id, links: [{ kind, id: artifact_id }] })),
+        "not_found",
+      );
+  });
+
   test("the end of the last artifact of the bytes is their end, and sending them again a new beginning", async () => {
     const links = [link(await workspace())];
     const bytes = fresh();

@@ -153,25 +153,4 @@ describe("a holder that could not renew has one whole ttl", () => {
     },
     30_000,
   );
-
-  fails(
-    "after a start on a full disk, which reads as ever",
-    async () => {
-      const disk = faults();
-      const it = await start(disk.env);
-      const ttl_ms = 1_000;
-      const { session_id, expires_at } = await it.spawn(ttl_ms);
-      await it.daemon.kill();
-      disk.arm("enospc");
-      await until(Date.parse(expires_at), "the end of the lease while no daemon runs");
-      await it.daemon.restart();
-      await until(Date.now() + 1_500, "a daemon that rings in vain");
-      expect(await it.status(session_id)).toBe("starting");
-      const mended = Date.now();
-      disk.disarm("enospc");
-      const { timestamp } = await delivered(it.daemon, "session.lost");
-      expect(Date.parse(timestamp)).toBeGreaterThanOrEqual(mended + ttl_ms);
-    },
-    30_000,
-  );
 });

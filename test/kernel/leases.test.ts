@@ -63,6 +63,7 @@ function lock(flaws: { throwsAt?: number; version?: number; stubborn?: boolean }
         { lock_id: Id, ttl_ms: Type.Integer() },
         "Give it back and take it again, in one command.",
       ),
+      polish: command({ lock_id: Id }, "Polish it, whoever has it."),
       overdo: command({ lock_id: Id }, "Renew it, and more: a bug.", { renews: true }),
       lose: command({ lock_id: Id, epoch: Type.Integer() }, "Its time is over.", { internal: true }),
     },
@@ -71,6 +72,7 @@ function lock(flaws: { throwsAt?: number; version?: number; stubborn?: boolean }
       taken: event(1, { epoch: Type.Integer(), ttl_ms: Type.Integer() }),
       given: event(1, { epoch: Type.Integer() }),
       lost: event(1, { epoch: Type.Integer() }),
+      polished: event(1, {}),
     },
     reasons: {
       "lock.stale": { is: "the epoch is not the current one", hint: "take it again" },
@@ -109,6 +111,7 @@ function lock(flaws: { throwsAt?: number; version?: number; stubborn?: boolean }
         { type: "given", payload: { epoch: state.epoch } },
         { type: "taken", payload: { epoch: state.epoch + 1, ttl_ms } },
       ],
+      polish: () => [{ type: "polished", payload: {} }],
       overdo: (state) => [{ type: "given", payload: { epoch: state.epoch } }],
       lose: (state, { epoch }) =>
         flaws.stubborn
@@ -122,6 +125,7 @@ function lock(flaws: { throwsAt?: number; version?: number; stubborn?: boolean }
       taken: (_, { epoch, ttl_ms }) => ({ epoch, ttl_ms, held: true }),
       given: (state) => ({ ...state, held: false }),
       lost: (state) => ({ ...state, held: false }),
+      polished: (state) => state,
     },
     readModel: {
       version: flaws.version ?? 1,
@@ -137,6 +141,7 @@ function lock(flaws: { throwsAt?: number; version?: number; stubborn?: boolean }
           rows.locks.update({ lock_id: subject.id }, { taken: 0, version: seq_stream }),
         lost: (rows, { subject, seq_stream }) =>
           rows.locks.update({ lock_id: subject.id }, { taken: 0, version: seq_stream }),
+        polished: () => {},
       },
     },
     queries: {},
@@ -248,8 +253,11 @@ describe("a lease", () => {
     const { kernel, lock_id, take, clock } = withLock();
     take();
     clock.now += 400;
+    kernel.done("lock.hold", { lock_id, epoch: 1 }, { idempotency_key: "r1" });
+    clock.now += 400;
+    kernel.done("lock.polish", { lock_id });
     kernel.refused("lock.take", { lock_id, ttl_ms: 9_000 });
-    expect(ends(kernel)).toEqual([1_000]);
+    expect(leases(kernel)).toMatchObject([{ epoch: 1, expires_at: 1_400, renewal_key: "r1" }]);
   });
 
   test("of a new epoch is a new one, also within one command: whole ttl, no renewal known", () => {

@@ -387,7 +387,7 @@ function since({ created_at, not_before }: Pick<Row, "created_at" | "not_before"
 
 /** The time that `not_before` is held against. Whose time has come stays due when the clock is set back. */
 function horizon({ all }: Pick<Find, "all">, at: string): string {
-  const youngest = all("tasks", {}, { descending: true, limit: 1 })[0];
+  const youngest = all("tasks", { task_id: { above: "" } }, { descending: true, limit: 1 })[0];
   return youngest && youngest.created_at > at ? youngest.created_at : at;
 }
 
@@ -557,9 +557,8 @@ function badCursor(read: Read) {
 
 /** The rows of these tasks, in this order. */
 function rowsInOrder(read: Read, ids: readonly string[]): Row[] {
-  const found = new Map(
-    read.all("tasks", { task_id: { oneOf: ids } }).map((row) => [row.task_id, row] as const),
-  );
+  if (ids.length === 0) return [];
+  const found = new Map(read.all("tasks", { task_id: { oneOf: ids } }).map((row) => [row.task_id, row]));
   return ids.map((id) => found.get(id)!);
 }
 
@@ -718,12 +717,15 @@ function unready(find: Find, task_id: string, at: string): Refused | undefined {
   const row = find.one("tasks", { task_id })!;
   const early = since(row) > horizon(find, at);
   if (row.unmet === 0 && !early) return undefined;
-  const needed = find.all("task_dependencies", { task_id }).map((each) => each.depends_on_task_id);
-  const unmet = find
-    .all("tasks", { task_id: { oneOf: needed } })
-    .filter((each) => each.status !== "succeeded")
-    .slice(0, MAX_UNMET)
-    .map(({ task_id, status }) => ({ task_id, status }));
+  const unmet =
+    row.unmet === 0
+      ? []
+      : find
+          .all("task_dependencies", { task_id })
+          .map((each) => find.one("tasks", { task_id: each.depends_on_task_id })!)
+          .filter((each) => each.status !== "succeeded")
+          .slice(0, MAX_UNMET)
+          .map(({ task_id, status }) => ({ task_id, status }));
   return reject("task.not_ready", { unmet, ...(early && { not_before: row.not_before }) });
 }
 
@@ -1070,7 +1072,9 @@ export const task = aggregate(
       created: (rows, event) => {
         const { subject, workspace_id, project_id, payload } = event;
         const { depends_on } = payload;
-        const met = rows.tasks.all({ task_id: { oneOf: depends_on }, status: "succeeded" }).length;
+        const met = depends_on.filter(
+          (task_id) => rows.tasks.one({ task_id })!.status === "succeeded",
+        ).length;
         const row: Row = {
           ...born(event),
           task_id: subject.id,

@@ -44,6 +44,8 @@ const LEAST_URGENT = 4;
 const DEFAULT_PRIORITY = 2;
 const DEFAULT_ATTEMPTS = 3;
 const DEFAULT_TTL_MS = 300_000;
+/** What the milliseconds of a lease count from. */
+const UNIX_START = "1970-01-01T00:00:00.000Z";
 /** What a task can depend on from the start: more does not fit into its event. */
 const MAX_DEPENDS_ON = 1_000;
 
@@ -376,7 +378,7 @@ function trail(came: ReadonlyMap<string, string | undefined>, from: string): str
 /** Until when the claim of a task lasts, RFC 3339; now when its lease is gone. */
 function endOf({ one }: Pick<Find, "one">, task_id: string, at: string): string {
   const lease = one("leases", { stream: `task/${task_id}` });
-  return lease ? new Date(lease.expires_at).toISOString() : at;
+  return lease ? later(UNIX_START, lease.expires_at) : at;
 }
 
 // ── The queue ───────────────────────────────────────────────────────────────────────────────────────────────────────

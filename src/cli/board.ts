@@ -7,8 +7,10 @@
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
 import { registry } from "./domain.ts";
+import { INTERRUPTED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import type { Column, Output } from "./output.ts";
+import { usage } from "./parse.ts";
 import { wantedBy } from "./payload.ts";
 
 interface Lane {
@@ -33,7 +35,7 @@ interface Node {
 
 interface Snapshot {
   readonly as_of_seq: number;
-  readonly board: { readonly board_id: string; readonly name: string };
+  readonly board: { readonly board_id: string; readonly workspace_id: string; readonly name: string };
   readonly lanes: readonly Lane[];
   readonly nodes: readonly Node[];
   readonly edges: readonly { readonly from_node_id: string; readonly to_node_id: string }[];
@@ -47,6 +49,10 @@ const CARDS = 20;
 /** A lane beside others is at least so wide, with so much between two. */
 const NARROWEST = 24;
 const GAP = 2;
+/** Between two drawings, however much happens. */
+const REST_MS = 100;
+/** To the top left, and all away. */
+const CLEAR = "\u001b[H\u001b[2J";
 
 const COLUMNS: readonly Column[] = [...["lane", "rank", "kind", "status", "title", "node_id", "ref_id"]].map(
   (name) => ({ name }),
@@ -77,9 +83,15 @@ function showVerb(): Verb {
         valueHint: "N",
         description: `at most so many cards of each lane (${CARDS} at a terminal, else all)`,
       },
+      follow: {
+        type: "boolean",
+        description: "draw it again whenever something on it changes; Ctrl-C ends it",
+      },
       ...asking,
     },
     async (values, { out }): Promise<Ending> => {
+      if (values.follow && (!out.terminal || out.asJson))
+        return usage("--follow draws at a terminal", "programs follow it with 'mp events tail --json'");
       const link = daemonLink(values);
       const given = await wanted.fill(link, { ...values, limit: undefined }, out.env);
       if (isProblem(given)) return given;
@@ -87,13 +99,13 @@ function showVerb(): Verb {
       if (isProblem(whole)) return whole;
       const limit = values.limit as number | undefined;
       const most = limit ?? (out.terminal && !out.asJson ? CARDS : Number.POSITIVE_INFINITY);
-      const lanes = whole.lanes.filter(({ lane_id }) => (given.lane_id ?? lane_id) === lane_id);
-      const cards = lanes.map((lane) => ({ lane, all: nodesOf(whole, lane) }));
+      if (values.follow) return follow(link, given, whole, most, out);
+      const cards = cardsOf(whole, given);
       const nodes = cards.flatMap(({ all }) => all.slice(0, most));
       if (out.asJson) await out.json(limit === undefined ? whole : within(whole, nodes));
-      else if (out.terminal) await draw(whole, cards, most, out);
+      else if (out.terminal) await out.print(await draw(whole, cards, most, out.colour));
       else {
-        const names = new Map(lanes.map(({ lane_id, name }) => [lane_id, name]));
+        const names = new Map(whole.lanes.map(({ lane_id, name }) => [lane_id, name]));
         const rows = nodes.map((node) => ({
           ...node,
           lane: names.get(node.lane_id),
@@ -111,7 +123,11 @@ function showVerb(): Verb {
         `A pipe gets TSV without a header: ${COLUMNS.map(({ name }) => name).join(", ")}.`,
         "--json: the whole snapshot with its edges.",
       ],
-      examples: ["mp board show sprint", "mp board show sprint --lane doing --limit 100"],
+      examples: [
+        "mp board show sprint",
+        "mp board show sprint --lane doing --limit 100",
+        "mp board show sprint --follow",
+      ],
     },
   );
 }
@@ -152,14 +168,76 @@ interface Cards {
   readonly all: readonly Node[];
 }
 
-async function draw({ board, as_of_seq }: Snapshot, lanes: readonly Cards[], most: number, out: Output) {
+/** The lanes that are asked for, with their nodes. */
+function cardsOf(whole: Snapshot, { lane_id: only }: Readonly<Record<string, unknown>>): Cards[] {
+  const lanes = whole.lanes.filter(({ lane_id }) => (only ?? lane_id) === lane_id);
+  return lanes.map((lane) => ({ lane, all: nodesOf(whole, lane) }));
+}
+
+/** Draw it, and again after each change of the board or of what may be on it, until Ctrl-C. */
+async function follow(
+  link: Link,
+  given: Readonly<Record<string, unknown>>,
+  first: Snapshot,
+  most: number,
+  out: Output,
+): Promise<Ending> {
+  const target = await link.address();
+  if (isProblem(target)) return target;
+  const { tail } = await import("../client/tail.ts");
+  const stop = new AbortController();
+  process.once("SIGINT", () => stop.abort());
+  process.once("SIGTERM", () => stop.abort());
+  const show = async (whole: Snapshot) => {
+    const lines = (await draw(whole, cardsOf(whole, given), most, out.colour)).split("\n");
+    const rows = (process.stdout.rows || lines.length) - 1;
+    if (!(await out.print(`${CLEAR}${lines.slice(0, rows).join("\n")}\n`))) stop.abort();
+  };
+  /** Whether something has changed since the drawing that is under way began; undefined while there is none. */
+  let stale: boolean | undefined;
+  let failed: Problem | undefined;
+  const redraw = async () => {
+    do {
+      stale = false;
+      const whole = await snapshot(link, given);
+      if (isProblem(whole)) failed = whole;
+      else await show(whole);
+      if (failed) stop.abort();
+      await Bun.sleep(REST_MS);
+    } while (stale && !stop.signal.aborted);
+    stale = undefined;
+  };
+  await show(first);
+  const { board, as_of_seq: after } = first;
+  const { workspace_id } = board;
+  for await (const frame of tail(target, { after, filter: { workspace_id }, signal: stop.signal })) {
+    if (frame.kind === "end") return frame.problem;
+    if (frame.kind !== "event" || !concerns(frame.event.subject, board.board_id)) continue;
+    if (stale === undefined) void redraw();
+    else stale = true;
+  }
+  return failed ?? INTERRUPTED;
+}
+
+/** Can an event of this subject change what the board shows? */
+function concerns({ kind, id }: { readonly kind: string; readonly id: string }, board_id: string): boolean {
+  return kind === "board" ? id === board_id : ["task", "session", "worktree", "artifact"].includes(kind);
+}
+
+/** The board as lines. */
+async function draw(
+  { board, as_of_seq }: Snapshot,
+  lanes: readonly Cards[],
+  most: number,
+  colour: boolean,
+): Promise<string> {
   const terminal = await import("./terminal.ts");
   const { pad, paint, safe, shortId, width } = terminal;
-  const colours = paint(out.colour);
+  const colours = paint(colour);
   const beside = Math.floor((width() + GAP) / lanes.length) - GAP;
   const wide = beside >= NARROWEST;
   const columns = wide ? beside : width();
-  const drawn = lanes.map((each) => laneLines(each, most, columns, out.colour, terminal));
+  const drawn = lanes.map((each) => laneLines(each, most, columns, colour, terminal));
   const head = `${colours.bold(safe(board.name))}  ${colours.dim(`${shortId(board.board_id)}  as of #${as_of_seq}`)}`;
   const body = wide
     ? Array.from({ length: Math.max(...drawn.map(({ length }) => length)) }, (_, line) =>
@@ -169,7 +247,7 @@ async function draw({ board, as_of_seq }: Snapshot, lanes: readonly Cards[], mos
           .trimEnd(),
       )
     : drawn.flatMap((each, at) => (at === 0 ? each : ["", ...each]));
-  await out.print(`${[head, "", ...body].join("\n")}\n`);
+  return `${[head, "", ...body].join("\n")}\n`;
 }
 
 /** A lane: its head, a line, two lines for each card. */

@@ -13,7 +13,10 @@ import { daemonLink, type Link, type Sent } from "./link.ts";
 import { type Column, note, type Output, plain, type Shape } from "./output.ts";
 import { resultsOf, type Values, type Wanted, wantedBy } from "./payload.ts";
 
-/** The columns a terminal shows, where the general rule would choose worse ones. */
+/**
+ * The columns a terminal shows, where the general rule would choose worse ones. What has no name of its own is called by the
+ * end of its id, which every command takes.
+ */
 const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
   workspace: ["name", "status", "root_path", "workspace_id"],
   project: ["name", "status", "repo_path", "project_id"],
@@ -23,7 +26,7 @@ const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
     "status",
     "waiting_for",
     { name: "updated_at", title: "CHANGED", as: "age" },
-    "session_id",
+    { name: "session_id", title: "ID", as: "short" },
   ],
   worktree: [
     "path",
@@ -31,7 +34,7 @@ const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
     "status",
     { name: "writer_status", title: "LOCK" },
     { name: "writer_session_id", title: "WRITER", as: "short" },
-    "worktree_id",
+    { name: "worktree_id", title: "ID", as: "short" },
   ],
   task: [
     { name: "priority", title: "PRIO", as: "priority" },
@@ -40,10 +43,16 @@ const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
     "stage",
     { name: "claim_session_id", title: "CLAIMED BY", as: "short" },
     { name: "updated_at", title: "CHANGED", as: "age" },
-    "task_id",
+    { name: "task_id", title: "ID", as: "short" },
   ],
   board: ["name", { name: "created_at", title: "CREATED", as: "age" }, "board_id"],
-  artifact: ["name", "media_type", { name: "size", as: "bytes" }, "status", "artifact_id"],
+  artifact: [
+    "name",
+    "media_type",
+    { name: "size", as: "bytes" },
+    "status",
+    { name: "artifact_id", title: "ID", as: "short" },
+  ],
 };
 
 /** What the nouns are about, for help. */

@@ -45,7 +45,7 @@ export async function overview(
   const rows = (all: readonly Entry[]) => all.map(({ name, doc }) => `  ${name.padEnd(widest)}  ${doc}`);
   await out.print(
     `${[
-      "One daemon, one log: people, CI jobs and agents change workspaces and projects only by",
+      "One daemon, one log: people, CI jobs and agents share the work on a repository only by",
       "commands, and everything anyone reads is made from the log of what they did.",
       ...section(bold, "Usage:", ["  mp NOUN VERB [ARGUMENTS] [FLAGS]"]),
       ...section(bold, "Nouns:", rows(nouns)),
@@ -53,6 +53,9 @@ export async function overview(
       ...section(bold, "Start here:", [
         "  mp workspace create demo                    the daemon starts by itself",
         "  mp project create core --workspace demo --repo-path .",
+        "  mp task create 'fix the build' --project core",
+        "  mp session run --workspace demo -- make     a command as a session",
+        "  mp session tree                             who does what",
         "  mp events tail --from-start                 watch what happens; Ctrl-C ends it",
       ]),
       ...section(bold, "More:", [
@@ -165,21 +168,21 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
 /** SPEC §12. */
 const EXIT_CODES: readonly (readonly [number, string, string])[] = [
   [0, "ok", "also: the reader of the output has gone"],
-  [1, "failure", "a bug, a full disk, a log or projection that does not verify"],
+  [1, "failure", "a bug, a full disk, a log or projection that does not verify, git could not do it"],
   [2, "usage", "a flag, an argument or a request that is not right"],
   [3, "not found", "there is no such thing"],
   [4, "denied", "no valid credential, or not allowed"],
   [
     5,
     "conflict",
-    "the state forbids it: a name is taken, a version has moved on, a key is another command's",
+    "the state forbids it: a name is taken, another holds the lock, an epoch is an old one, a version has moved on",
   ],
   [
     6,
     "daemon unavailable",
     "none runs and none could be started, or --no-spawn; mp daemon status: not running",
   ],
-  [7, "timeout or overloaded", "--timeout is over, or too many commands wait"],
+  [7, "timeout or overloaded", "--timeout or --wait is over, or too many commands wait"],
   [8, "cursor cannot be resumed", "it is of another log, or beyond the end of this one"],
   [130, "interrupted", "Ctrl-C"],
 ];
@@ -189,6 +192,15 @@ const ENVIRONMENT: readonly (readonly [string, string])[] = [
   ["MP_NO_SPAWN", "1: never start a daemon (--no-spawn)"],
   ["MP_TIMEOUT", "how long to wait, such as 30s (--timeout)"],
   ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
+  [
+    "MP_SESSION_ID, MP_TASK_ID, MP_WORKTREE_ID",
+    "the subject of a verb that needs no other word, and the session where one must be given; mp session run sets them",
+  ],
+  [
+    "MP_SESSION_EPOCH, MP_TASK_EPOCH, MP_WRITER_EPOCH",
+    "the epoch of that session, of the claim of that task, of the writer lock of that worktree (--epoch)",
+  ],
+  ["MP_TOKEN", "the credential to act with; mp session run sets it"],
   ["NO_COLOR", "anything: no colour"],
   ["MP_DEBUG", "1: say where in mp a bug was met"],
   ["XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR", "where things are without MP_HOME"],

@@ -1,6 +1,6 @@
 /** Boards from the command line: lanes in short form, nodes by what they stand for, the board as a person sees it. */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { tempHome } from "../support/binary.ts";
+import { binary, tempHome, waitFor } from "../support/binary.ts";
 import { atTerminal, cli, lines } from "./cli.ts";
 
 const home = tempHome();
@@ -197,6 +197,34 @@ describe("board show", () => {
     );
     expect([whole.nodes.length, whole.lanes.length, whole.edges.length]).toEqual([3, 3, 0]);
     expect(await json("board", "snapshot", "sprint")).toMatchObject({ next: null });
+  });
+
+  test("--follow draws again when a card moves or its task changes; Ctrl-C ends it", async () => {
+    let shown = "";
+    const child = Bun.spawn([binary(), "board", "show", "sprint", "--follow"], {
+      env: { ...process.env, TERM: "dumb", MP_HOME: home },
+      terminal: {
+        cols: 90,
+        rows: 30,
+        data(_terminal, data) {
+          shown += new TextDecoder().decode(data);
+        },
+      },
+    });
+    const last = () => shown.slice(shown.lastIndexOf("as of #"));
+    await waitFor(() => last().includes("done 0"), { what: "the board" });
+    const id = await out("task", "create", "moves", "--project", "core");
+    const node = await add("sprint", "todo", "task", "--ref", id);
+    await waitFor(() => last().includes("todo 2"), { what: "the new card" });
+    await out("board", "move-node", "sprint", node, "done");
+    await waitFor(() => last().includes("done 1"), { what: "the card in its new lane" });
+    await out("task", "cancel", id);
+    await waitFor(() => last().includes("task cancelled"), { what: "the new status" });
+    child.terminal?.write("\u0003");
+    expect(await child.exited).toBe(130);
+    child.terminal?.close();
+    await out("board", "remove-node", "sprint", node);
+    expect(await refused(2, "board", "show", "sprint", "--follow")).toContain("at a terminal");
   });
 
   test("near misses", async () => {

@@ -127,6 +127,16 @@ describe("names wherever ids do", () => {
       expect(await out("workspace", "open", text)).toBe(id);
   });
 
+  test("by the end of its id, from eight digits on; a name counts first", async () => {
+    const id = await out("workspace", "create", "by-its-end");
+    for (const text of [id.slice(-8), id.slice(-17), id.slice(-8).toUpperCase()])
+      expect(await out("workspace", "open", text)).toBe(id);
+    expect(await refused(3, "workspace", "open", id.slice(-7))).toContain("there is no workspace named");
+    const named = await out("workspace", "create", id.slice(-8));
+    expect(await out("workspace", "open", id.slice(-8))).toBe(named);
+    expect(await out("workspace", "open", id.slice(-9))).toBe(id);
+  });
+
   test("a name that nothing has", async () => {
     expect(await refused(3, "workspace", "get", "nirgends")).toContain(
       "there is no workspace named 'nirgends'",

@@ -2,6 +2,7 @@
 import { beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { cut, drawRecord, drawTable, pad } from "../../src/cli/terminal.ts";
 import { binary, tempHome } from "../support/binary.ts";
 import { atTerminal, cli, fill } from "./cli.ts";
 
@@ -57,6 +58,37 @@ describe("tables", () => {
     const shown = await at("workspace", "get", "demo", "--json");
     expect(shown).toMatch(/^\{\n {2}"as_of_seq": 3,\n/);
     expect(JSON.parse(shown)).toMatchObject({ name: "demo" });
+  });
+});
+
+describe("one thing", () => {
+  test("has its members on lines, and lists of structures as tables below", () => {
+    const drawn = drawRecord(
+      { name: "n", none: null, empty: [], claim: { epoch: 1, by: null }, rows: [{ id: 1, mode: "read" }] },
+      false,
+    );
+    expect(drawn).toBe("name   n\nnone   –\nempty  –\nclaim  epoch 1, by –\n\nrows\nID  MODE\n1   read\n");
+  });
+
+  test("a text is cut by columns, not by characters", () => {
+    expect(cut("漢字漢字", 8)).toBe("漢字漢字");
+    expect(cut("漢字漢字", 7)).toBe("漢字漢…");
+    expect(cut("漢字漢字", 6)).toBe("漢字…");
+    expect([cut("abc", 1), cut("abc", 0), pad("漢", 4)]).toEqual(["…", "", "漢  "]);
+  });
+
+  test("cells as their columns want them", () => {
+    const at = new Date(Date.now() - 7_500_000).toISOString();
+    const columns = [
+      { name: "priority", as: "priority" },
+      { name: "size", as: "bytes" },
+      { name: "id", as: "short" },
+      { name: "at", as: "age" },
+    ] as const;
+    const row = { priority: 1, size: 1_536, id: "0198-0123456789ab", at };
+    const [, cells] = drawTable([row], columns, false).split("\n");
+    expect(cells).toMatch(/^P1 +2 KiB {2}456789ab {2}2h5m$/);
+    expect(drawTable([{ ...row, size: null, at: null }], columns, false)).toMatch(/\nP1 +– +456789ab {2}–\n/);
   });
 });
 

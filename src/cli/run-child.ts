@@ -3,7 +3,8 @@
  *
  * Always holds: what the child writes arrives byte for byte, on its own stream, and a slow reader slows the child, not our
  * memory; once the child has ended nothing that still holds its output open keeps us. At a terminal the child gets a
- * pseudo-terminal, where stdout and stderr are one as they are on any screen; there Ctrl-C reaches it through that.
+ * pseudo-terminal, where stdout and stderr are one as they are on any screen, and through which Ctrl-C reaches it; it is
+ * read as fast as it writes, for the runtime has no way to hold it back, so there a slow screen does cost memory.
  * Written with write(2): the runtime's own write to a file that is open for appending leaves holes in it.
  */
 import { accessSync, constants, write } from "node:fs";
@@ -185,6 +186,8 @@ function atTerminal({ command, cwd, env, spool }: Wanted): Child {
     stdin.off("data", typed);
     stdin.pause();
     process.off("SIGWINCH", resized);
+    // What is still on its way to the screen must find it as it was made for it.
+    await sink.settled();
     restore();
     process.off("exit", restore);
     terminal.close();

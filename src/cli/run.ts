@@ -154,6 +154,8 @@ class Run {
   readonly #hurry = new AbortController();
   #child: Child | undefined;
   #childEnded = false;
+  /** A session has been asked for. */
+  #begun = false;
   #stopped = false;
 
   constructor(
@@ -170,6 +172,7 @@ class Run {
     for (const name of signals) process.on(name, () => this.#signalled(name));
     const place = await this.#find();
     if (isProblem(place)) return place;
+    this.#begun = true;
     const spawned = await this.#spawn(place);
     if (isProblem(spawned)) return spawned;
     const session: Lease = { kind: "session", id: spawned.subject.id, epoch: Number(spawned.result.epoch) };
@@ -359,6 +362,8 @@ class Run {
       return;
     }
     if (!this.#child && !ending.has(name)) return;
+    // Before there is anything to give back, or when it is said twice, nothing keeps us: leases run out by themselves.
+    if (!this.#child && (!this.#begun || this.#passed.length > 0)) process.exit(codeOf(name));
     this.#passed.push({ name, code: codeOf(name) });
     this.#child?.signal(name, ending.has(name));
   }

@@ -368,6 +368,32 @@ describe("what is refused", () => {
     expect((await first.ended()).code).toBe(0);
   });
 
+  test("Ctrl-C before the command has begun: it does not begin", async () => {
+    const { home, mp, workspace_id } = await place();
+    const daemon = daemonPid(home);
+    const mark = join(home, "started");
+    const begun = async (...flags: string[]) => {
+      const run = start(["session", "run", ...flags, "--", "touch", mark], { home });
+      const catches = () => {
+        const mask = /^SigCgt:\s*([0-9a-f]+)/m.exec(readFileSync(`/proc/${run.pid}/status`, "utf8"))![1]!;
+        return (BigInt(`0x${mask}`) & 2n) !== 0n;
+      };
+      await waitFor(catches, { what: "that it listens to SIGINT" });
+      run.kill("SIGINT");
+      return run;
+    };
+    // A daemon that does not answer for a while.
+    process.kill(daemon, "SIGSTOP");
+    // Nothing is held yet: it does not even wait.
+    expect(await (await begun()).exited).toBe(130);
+    const spawning = await begun("--workspace", workspace_id);
+    process.kill(daemon, "SIGCONT");
+    expect(await spawning.exited).toBe(130);
+    expect(existsSync(mark)).toBe(false);
+    const { items } = await mp.json<{ items: Row[] }>("session", "list");
+    expect(items.filter(({ status }) => status !== "cancelled")).toEqual([]);
+  });
+
   test("what the command line lacks", async () => {
     const { mp, folder } = await place();
     expect(await mp.refused(2, "session", "run")).toContain("CMD");
@@ -592,6 +618,29 @@ describe("at a terminal", () => {
     expect(lines(shown).slice(0, 2)).toEqual(["50 93", "to-stderr"]);
     const { artifact_id } = reportIn(shown);
     expect((await bytesOf(home, mp, artifact_id!)).toString()).toBe("50 93\r\nto-stderr\r\n");
+    const many = await atTerminal(["session", "run", "--", "seq", "1", "200000"], { home });
+    expect(lines(many.shown)).toEqual(Array.from({ length: 200_000 }, (_, at) => String(at + 1)));
+  });
+
+  test("the child's terminal grows with ours", async () => {
+    const { home } = await place();
+    let shown = "";
+    const script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.02; done";
+    const child = Bun.spawn([binary(), "session", "run", "--", "sh", "-c", script], {
+      env: { ...process.env, TERM: "xterm", MP_HOME: home },
+      terminal: {
+        cols: 80,
+        rows: 24,
+        data(_, data) {
+          shown += Buffer.from(data).toString();
+        },
+      },
+    });
+    await waitFor(() => shown.includes("ready"), { what: "the child" });
+    child.terminal!.resize(101, 31);
+    expect(await child.exited).toBe(0);
+    child.terminal!.close();
+    expect(shown).toContain("31 101");
   });
 
   test("what is typed reaches the child, Ctrl-C once, and the terminal is as it was afterwards", async () => {

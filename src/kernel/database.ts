@@ -18,6 +18,12 @@ const OLDEST_SQLITE = "3.51.3";
 /** The WAL file is cut back to this size when it starts over, in bytes. */
 const WAL_KEPT_BYTES = 32 << 20;
 
+/**
+ * Statements that each connection keeps prepared. The runtime's own number, 20, is less than one command of each kind needs,
+ * and preparing a statement costs ten times as much as finding it; their texts are all ours, so they are not many.
+ */
+Database.MAX_QUERY_CACHE_SIZE = 1_000;
+
 /** Numbered from 1, in order, never changed once released. */
 export const migrations: readonly string[] = [log, leases];
 

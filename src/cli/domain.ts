@@ -252,7 +252,10 @@ export function queryVerb(type: string, more: More<object> = {}, from: Registry 
       if (out.asJson) await out.json(answer);
       else if (more.show) return more.show(answer, { values, link, out, wanted });
       else if (paged) await showPage(answer as Page, shape, out);
-      else await out.record(withoutPosition(answer));
+      else {
+        const whole = withoutPosition(answer);
+        await out.record(whole, present(whole));
+      }
       return undefined;
     },
     {
@@ -335,6 +338,12 @@ function bestOf(kind: string, all: readonly string[]): string[] {
     ...all.filter((name) => !first.includes(name) && !/(_id|_at)$|^version$/.test(name)),
     ...last,
   ];
+}
+
+/** What is there: a person needs no list of what is not. */
+function present(row: Values): Values {
+  const isThere = (value: unknown) => value !== null && !(Array.isArray(value) && value.length === 0);
+  return Object.fromEntries(Object.entries(row).filter(([, value]) => isThere(value)));
 }
 
 /** One thing without the position of the log it was read at. */

@@ -194,6 +194,14 @@ test("a list has the columns a person wants, in a pipe all of them", async () =>
   expect(lines(await out("session", "list", "--status", "waiting"))[0]!.split("\t")).toHaveLength(25);
 });
 
+test("one session: a person sees what is there, a pipe gets every member", async () => {
+  const shown = await plainly(["session", "get", top]);
+  expect(shown).toMatch(/^session id +[0-9a-f-]{36}\n/);
+  expect(shown).toMatch(/\nagent name +ada\n/);
+  expect(shown).not.toContain("–");
+  expect(lines(await out("session", "get", top)).map((line) => line.split("\t")[0])).toContain("exit_code");
+});
+
 test("help and near misses", async () => {
   expect(await refused(2, "session", "tre")).toContain("did you mean 'mp session tree'?");
   expect(await refused(2, "session", "spawn", "--agnet", "x")).toContain("did you mean --agent?");

@@ -221,7 +221,7 @@ async function elsewhere(
 
 async function allow(found: Checked | undefined, out: Output): Promise<Ending> {
   const { worktree_id = null, path = null, writer = null } = found ?? {};
-  if (out.asJson) await out.json({ worktree_id, path, allowed: true, writer });
+  if (out.asJson) await out.json({ as_of_seq: 0, worktree_id, path, allowed: true, writer, ...found });
   else if (out.terminal) {
     const why =
       path === null

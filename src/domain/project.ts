@@ -86,7 +86,9 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
       return [{ type: "created", payload: { name, repo_path, git_common_dir } }];
     },
     archive: (state, _, { find, scope: { workspace_id } }) =>
-      state.status === "archived" ? [] : (shut(find, { workspace_id }) ?? [{ type: "archived", payload: {} }]),
+      state.status === "archived"
+        ? []
+        : (shut(find, { workspace_id }) ?? [{ type: "archived", payload: {} }]),
   },
   evolve: {
     created: () => ({ status: "active" }),

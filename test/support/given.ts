@@ -140,6 +140,7 @@ export function kernel(registry: Registry = buildRegistry(aggregates, system)) {
       reader.range(after, reader.head()).map((line) => JSON.parse(line.body) as Event),
     /** Forget all that is kept in memory, as a restart does. */
     forget() {
+      projections.rolledBack();
       executor = fresh();
     },
     /** Store facts, with their read models and leases, as the commands that made them once did. */

@@ -338,6 +338,7 @@ export type Decision<M> =
   | Refused;
 
 export interface Context {
+  /** Everything as it was before the command, also while other streams' decisions of the same command are made. */
   readonly find: Find;
   /** The subject's id; for a creating command the id it will have. */
   readonly id: string;

@@ -59,8 +59,14 @@ describe("the command line itself: exit code 2", () => {
     [["events", "tail", "--type", ""], "--type needs a value"],
     [["events", "tail", "--subject-kind", "X", "--no-follow"], "--subject-kind"],
     [["events", "tail", "--stream", "nokind"], "has no kind"],
-    [["events", "tail", "--stream", "task/abc"], "there is no kind 'task'; there are workspace, project"],
-    [["events", "list", "--stream", "task/abc"], "there is no kind 'task'; there are workspace, project"],
+    [
+      ["events", "tail", "--stream", "planet/abc"],
+      "there is no kind 'planet'; there are workspace, project, session",
+    ],
+    [
+      ["events", "list", "--stream", "planet/abc"],
+      "there is no kind 'planet'; there are workspace, project, session",
+    ],
     [["events", "list", "--after", "5", "--since", "1h"], "--after and --since exclude each other"],
     [["events", "list", "--after", "0", "--cursor", "5"], "--after and --cursor exclude each other"],
     [["events", "list", "--since", "1h", "--cursor", "5"], "--since and --cursor exclude each other"],

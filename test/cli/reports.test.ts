@@ -3,6 +3,7 @@ import { Database } from "bun:sqlite";
 import { beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { aggregates } from "../../src/domain/index.ts";
 import { catalogue } from "../../src/kernel/problems.ts";
 import { VERSION } from "../../src/version.ts";
 import { tempHome } from "../support/binary.ts";
@@ -31,25 +32,31 @@ interface Progress {
   readonly of: number;
 }
 
+/** One projection per aggregate. */
+const KINDS = aggregates.map((aggregate) => aggregate.kind as string);
+
 describe("projection", () => {
   test("list", async () => {
     expect(lines(await out("projection", "list")).map((line) => line.split("\t").slice(0, 3))).toEqual([
-      ["workspace", "serving", "50"],
-      ["project", "serving", "50"],
+      ...KINDS.map((kind) => [kind, "serving", "50"]),
     ]);
     expect(await json("projection", "list")).toMatchObject({ as_of_seq: 50, next: null });
   });
 
   test("rebuild waits until it is done, with progress as JSON lines", async () => {
     const { stdout, progress } = await work(0, "projection", "rebuild");
-    expect(stdout).toBe("workspace\trebuilt\nproject\trebuilt\n");
-    expect(progress.at(-1)).toEqual({ work: "projection.rebuild", done: 100, of: 100 });
+    expect(stdout).toBe(KINDS.map((kind) => `${kind}\trebuilt\n`).join(""));
+    expect(progress.at(-1)).toEqual({
+      work: "projection.rebuild",
+      done: 50 * KINDS.length,
+      of: 50 * KINDS.length,
+    });
     expect((await work(0, "projection", "rebuild", "project")).stdout).toBe("project\trebuilt\n");
   });
 
   test("rebuild --no-wait returns at once; --json gives the receipt", async () => {
     expect(await out("projection", "rebuild", "--no-wait")).toBe(
-      "workspace\trebuilding\nproject\trebuilding",
+      KINDS.map((kind) => `${kind}\trebuilding`).join("\n"),
     );
     const { stdout } = await work(0, "projection", "rebuild", "workspace", "--json", "--key", "rebuild-1");
     expect(JSON.parse(stdout)).toMatchObject({
@@ -95,10 +102,7 @@ describe("projection", () => {
     expect(code).toBe(1);
     expect(JSON.parse(stdout)).toMatchObject({
       ok: false,
-      items: [
-        { name: "workspace", ok: false },
-        { name: "project", ok: true },
-      ],
+      items: KINDS.map((name) => ({ name, ok: name !== "workspace" })),
     });
   });
 });

@@ -155,7 +155,7 @@ describe("a refusal to start", () => {
       "DROP TRIGGER events_no_delete",
       /tables or triggers of the log are not as mp made them/,
     ],
-    "a log of a newer mp": ["PRAGMA user_version = 99", /schema 99, this mp knows 1/],
+    "a log of a newer mp": ["PRAGMA user_version = 99", /schema 99, this mp knows 2/],
     "an event of a newer mp": [
       "INSERT INTO event_versions VALUES ('workspace.created', 7)",
       /workspace.created version 7, this mp knows 1/,

@@ -11,7 +11,8 @@ import { daemonLink, type Sent } from "./link.ts";
 
 type Payload = Readonly<Record<string, unknown>>;
 
-interface How {
+/** How one try is made. */
+export interface How {
   /** Milliseconds that one try may take. */
   readonly timeout_ms?: number;
   /** A daemon that does not run may be started. */
@@ -106,7 +107,8 @@ export class Asker {
 
 const GIVEN_UP = problem("timeout", "another signal came before the daemon had answered");
 
-function aborted(signal: AbortSignal): Promise<undefined> {
+/** Comes when the signal does. */
+export function aborted(signal: AbortSignal): Promise<undefined> {
   return new Promise((resolve) => {
     if (signal.aborted) resolve(undefined);
     signal.addEventListener("abort", () => resolve(undefined), { once: true });

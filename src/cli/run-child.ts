@@ -7,8 +7,9 @@
  * read as fast as it writes, for the runtime has no way to hold it back, so there a slow screen does cost memory.
  * Written with write(2): the runtime's own write to a file that is open for appending leaves holes in it.
  */
-import { accessSync, constants, write } from "node:fs";
+import { existsSync, write } from "node:fs";
 import { constants as os } from "node:os";
+import { isAbsolute, join } from "node:path";
 import { isatty } from "node:tty";
 import type { Spool } from "./run-spool.ts";
 
@@ -52,6 +53,7 @@ const REST_MS = 2_000;
  * @returns the child, or how it could not be started
  */
 export function startChild(wanted: Wanted): Child | Ended {
+  if (!existsSync(wanted.cwd)) return { code: 126, unstarted: `its folder is not there: ${wanted.cwd}` };
   try {
     return hasTerminal() ? atTerminal(wanted) : withPipes(wanted);
   } catch (error) {
@@ -68,12 +70,7 @@ export function startChild(wanted: Wanted): Child | Ended {
 /** A script whose interpreter is missing is there, and still ENOENT. */
 function exists(name: string, cwd: string): boolean {
   if (!name.includes("/")) return Bun.which(name) !== null;
-  try {
-    accessSync(name.startsWith("/") ? name : `${cwd}/${name}`, constants.F_OK);
-    return true;
-  } catch {
-    return false;
-  }
+  return existsSync(isAbsolute(name) ? name : join(cwd, name));
 }
 
 /** Is it a person who sees and types? Then all three are terminals. */

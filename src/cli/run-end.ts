@@ -8,8 +8,9 @@
 
 import { connect, freshKey } from "../client/client.ts";
 import { isProblem, type Problem } from "../kernel/problems.ts";
+import type { Sent } from "./link.ts";
 import { note } from "./output.ts";
-import type { Asker } from "./run-asker.ts";
+import type { Asker, How } from "./run-asker.ts";
 import type { Ended } from "./run-child.ts";
 import type { Lease, Loss } from "./run-leases.ts";
 import type { Spool } from "./run-spool.ts";
@@ -53,101 +54,94 @@ export function verdictOf(
   return { outcome: "failed", ...because, task };
 }
 
-/** What was told. */
-export interface Told {
-  readonly artifact_id: string | null;
-  /** The session's end is in the log. */
-  readonly ended: boolean;
-}
+/** The telling of one end: all of it within one time. */
+export class Telling {
+  readonly #deadline = performance.now() + TELL_MS;
 
-/**
- * Tell it.
- * @param signal gives up the telling
- */
-export async function tellEnd(
-  asker: Asker,
-  session: Lease,
-  verdict: Verdict,
-  {
-    exit_code,
-    task_id,
-    claim,
-    spool,
-    signal,
-  }: {
-    readonly exit_code?: number;
-    readonly task_id: string | undefined;
-    /** The claim on the task, as long as it is held. */
-    readonly claim: Lease | undefined;
-    readonly spool: Spool | undefined;
-    readonly signal: AbortSignal;
-  },
-): Promise<Told> {
-  const deadline = performance.now() + TELL_MS;
-  const until = <T extends object>(work: Parameters<typeof asker.until<T>>[2]) =>
-    asker.until(deadline, signal, work);
-  const insist = (type: string, payload: Readonly<Record<string, unknown>>) => {
-    const key = freshKey();
-    return until((how) => asker.send(type, payload, how, key));
-  };
+  constructor(
+    readonly asker: Asker,
+    readonly session: Lease,
+    /** Gives it up. */
+    readonly signal: AbortSignal,
+  ) {}
 
-  const artifact = spool ? await keep() : null;
-  const artifact_id = isProblem(artifact) ? null : artifact;
-  if (isProblem(artifact)) await note(`mp: the output could not be kept: ${artifact.detail}`);
-
-  if (claim && verdict.task !== undefined) {
-    const held = { task_id: claim.id, epoch: claim.epoch };
-    const told =
-      verdict.task === "complete"
-        ? await insist("task.complete", held)
-        : await insist("task.fail", { ...held, failure: verdict.task });
-    if (isProblem(told) && !told.retryable) await note(`mp: the task stays as it is: ${told.detail}`);
+  /**
+   * Make the output an artifact.
+   * @returns its id; null when there is none, because there was no output or it could not be told
+   */
+  async keep(spool: Spool, task_id: string | undefined): Promise<string | null> {
+    const { path, size, digest } = spool.close();
+    if (spool.lost === "disk") await note("mp: the disk for temporary files is full: not all output is kept");
+    if (size === 0) return null;
+    const stored = await this.#until(async (how) => {
+      const target = await this.asker.address(how);
+      return isProblem(target) ? target : connect(target).upload(digest, Bun.file(path), how);
+    });
+    const links = [
+      { kind: "session", id: this.session.id },
+      ...(task_id ? [{ kind: "task", id: task_id }] : []),
+    ];
+    const payload = { digest, size, media_type: "text/plain", name: "output.log", links };
+    const registered = isProblem(stored) ? stored : await this.#insist("artifact.register", payload);
+    if (!isProblem(registered)) return registered.subject.id;
+    await note(`mp: the output could not be kept: ${registered.detail}`);
+    return null;
   }
 
-  const told = await endSession();
-  if (isProblem(told)) {
+  /**
+   * Tell the end: the task's, if its claim is still held, and the session's.
+   * @returns whether the session's end is in the log
+   */
+  async end(
+    verdict: Verdict,
+    { exit_code, claim }: { readonly exit_code?: number; readonly claim?: Lease | undefined } = {},
+  ): Promise<boolean> {
+    if (claim && verdict.task !== undefined) {
+      const held = { task_id: claim.id, epoch: claim.epoch };
+      const told =
+        verdict.task === "complete"
+          ? await this.#insist("task.complete", held)
+          : await this.#insist("task.fail", { ...held, failure: verdict.task });
+      if (isProblem(told) && !told.retryable) await note(`mp: the task stays as it is: ${told.detail}`);
+    }
+    const told = await this.#endSession(verdict, exit_code);
+    if (!isProblem(told)) return true;
     const already = told.reason === "session.invalid_transition" ? told.details?.from : undefined;
     await note(
       already === undefined
-        ? `mp: the end of session ${session.id} could not be told (${told.detail}): its leases run out by themselves`
+        ? `mp: the end of session ${this.session.id} could not be told (${told.detail}): its leases run out by themselves`
         : `mp: the session is ${already} already, so it stays so`,
     );
+    return false;
   }
-  return { artifact_id, ended: !isProblem(told) };
 
   /** From some statuses the table of SPEC §8 has no way to some ends: running is on the way to each. */
-  async function endSession(): Promise<object | Problem> {
+  async #endSession({ outcome, reason }: Verdict, exit_code: number | undefined): Promise<object | Problem> {
+    const { id: session_id } = this.session;
     const payload = {
-      session_id: session.id,
-      outcome: verdict.outcome,
+      session_id,
+      outcome,
       ...(exit_code !== undefined && { exit_code }),
-      ...(verdict.reason !== undefined && { reason: verdict.reason.slice(0, 128) }),
+      ...(reason !== undefined && { reason: reason.slice(0, 128) }),
     };
-    const first = await insist("session.end", payload);
+    const first = await this.#insist("session.end", payload);
     if (!isProblem(first) || first.reason !== "session.invalid_transition") return first;
     const from = first.details?.from;
     const way =
       from === "lost"
-        ? await insist("session.resume", { session_id: session.id })
+        ? await this.#insist("session.resume", { session_id })
         : from === "waiting" || from === "idle"
-          ? await insist("session.report_status", { session_id: session.id, status: "running" })
+          ? await this.#insist("session.report_status", { session_id, status: "running" })
           : first;
-    return isProblem(way) ? way : insist("session.end", payload);
+    return isProblem(way) ? way : this.#insist("session.end", payload);
   }
 
-  /** @returns the artifact's id; null when there was no output */
-  async function keep(): Promise<string | null | Problem> {
-    const { path, size, digest } = spool!.close();
-    if (size === 0) return null;
-    const stored = await until(async (how) => {
-      const target = await asker.address(how);
-      if (isProblem(target)) return target;
-      return connect(target).upload(digest, Bun.file(path), how);
-    });
-    if (isProblem(stored)) return stored;
-    const links = [{ kind: "session", id: session.id }, ...(task_id ? [{ kind: "task", id: task_id }] : [])];
-    const payload = { digest, size, media_type: "text/plain", name: "output.log", links };
-    const registered = await insist("artifact.register", payload);
-    return isProblem(registered) ? registered : registered.subject.id;
+  #insist(type: string, payload: Readonly<Record<string, unknown>>): Promise<Sent | Problem> {
+    const key = freshKey();
+    return this.#until((how) => this.asker.send(type, payload, how, key));
+  }
+
+  #until<T extends object>(work: (how: How) => Promise<T | Problem>): Promise<T | Problem> {
+    return this.asker.until(this.#deadline, this.signal, work);
   }
 }

@@ -41,7 +41,6 @@ export class Leases {
   readonly #held = new Map<Kind, Lease>();
   readonly #stop = new AbortController();
   #timer: Timer | undefined;
-  #renewing: Promise<unknown> = Promise.resolve();
   #lost: Loss | undefined;
 
   constructor(
@@ -76,18 +75,15 @@ export class Leases {
     void this.#follow(after);
   }
 
-  /** Neither renew nor watch any more; comes back when no renewal is under way. */
-  async stop(): Promise<void> {
+  /** Neither renew nor watch any more. A renewal that is under way does no harm, whatever becomes of it. */
+  stop(): void {
     this.#stop.abort();
     clearTimeout(this.#timer);
-    await this.#renewing;
   }
 
   #arm(ms: number): void {
     if (this.#stop.signal.aborted) return;
-    this.#timer = setTimeout(() => {
-      this.#renewing = this.#renew();
-    }, ms);
+    this.#timer = setTimeout(() => void this.#renew(), ms);
   }
 
   async #renew(): Promise<void> {

@@ -15,13 +15,15 @@ import type { Link, Sent } from "./link.ts";
 import { idOf } from "./names.ts";
 import { note } from "./output.ts";
 import { usage } from "./parse.ts";
-import { Asker } from "./run-asker.ts";
+import { Asker, aborted } from "./run-asker.ts";
 import { type Child, type Ended, startChild } from "./run-child.ts";
-import { type Told, tellEnd, type Verdict, verdictOf } from "./run-end.ts";
+import { Telling, type Verdict, verdictOf } from "./run-end.ts";
 import { type Lease, Leases, type Loss } from "./run-leases.ts";
 import { Spool } from "./run-spool.ts";
 
 const TTL_MS = 60_000;
+/** As long as nothing runs, a daemon that is not there is started. */
+const START = { start: true } as const;
 const GRACE_MS = 10_000;
 
 /** Passed on to the child: to its whole group what ends things, to itself what only it understands. */
@@ -182,13 +184,10 @@ class Run {
     const env = await this.#take(place, session, leases);
     const interrupted = this.#passed.at(-1);
     if (isProblem(env) || interrupted) {
-      await leases.stop();
+      leases.stop();
+      this.#childEnded = true;
       const reason = isProblem(env) ? (env.reason ?? env.code) : `signal ${interrupted!.name}`;
-      await this.#tell(
-        session,
-        { outcome: "cancelled", reason },
-        { place, claim: undefined, spool: undefined },
-      );
+      await new Telling(this.#asker, session, this.#hurry.signal).end({ outcome: "cancelled", reason });
       return isProblem(env) ? env : interrupted!.code;
     }
     leases.watch(spawned.seq_global);
@@ -262,7 +261,7 @@ class Run {
         ...(parent_session_id !== undefined && { parent_session_id }),
         ...(title !== undefined && { title }),
       },
-      { start: true },
+      START,
     );
   }
 
@@ -277,19 +276,19 @@ class Run {
     if (worktree) {
       const { id: worktree_id } = worktree;
       const mode = write ? "write" : "read";
-      const attached = await this.#asker.send("worktree.attach", { worktree_id, session_id, mode });
+      const attached = await this.#asker.send("worktree.attach", { worktree_id, session_id, mode }, START);
       if (isProblem(attached)) return attached;
       own.MP_WORKTREE_ID = worktree_id;
       if (write) {
         const lock = { worktree_id, session_id, ttl_ms };
-        const locked = await this.#asker.send("worktree.lock_writer", lock);
+        const locked = await this.#asker.send("worktree.lock_writer", lock, START);
         if (isProblem(locked)) return locked;
         leases.hold({ kind: "writer", id: worktree_id, epoch: Number(locked.result.epoch) });
         own.MP_WRITER_EPOCH = String(locked.result.epoch);
       }
     }
     if (task_id !== undefined) {
-      const claimed = await this.#asker.send("task.claim", { task_id, session_id, ttl_ms });
+      const claimed = await this.#asker.send("task.claim", { task_id, session_id, ttl_ms }, START);
       if (isProblem(claimed)) return claimed;
       leases.hold({ kind: "claim", id: task_id, epoch: Number(claimed.result.epoch) });
       own.MP_TASK_ID = task_id;
@@ -298,7 +297,7 @@ class Run {
     const minted = await this.#asker.token(session_id);
     if (isProblem(minted)) return minted;
     const running = { session_id, status: "running", epoch };
-    const reported = await this.#asker.send("session.report_status", running);
+    const reported = await this.#asker.send("session.report_status", running, START);
     if (isProblem(reported)) return reported;
     // What is inherited of another session must not pass for this one's.
     const inherited = Object.fromEntries(
@@ -322,19 +321,22 @@ class Run {
     env: Readonly<Record<string, string | undefined>>,
   ): Promise<number> {
     const { command = [] } = this.values;
-    const spool = this.values["no-output"] ? undefined : new Spool();
+    const spool = this.values["no-output"] ? undefined : await newSpool();
     try {
       const started = startChild({ command, cwd: place.worktree?.path ?? process.cwd(), env, spool });
       const ended = "code" in started ? started : await this.#watched(started, leases, place);
       if (ended.unstarted) await note(`mp: ${command[0]}: ${ended.unstarted}`);
-      await leases.stop();
+      this.#childEnded = true;
+      const telling = new Telling(this.#asker, session, this.#hurry.signal);
+      const artifact_id = spool ? await telling.keep(spool, place.task_id) : null;
+      // Until here: a large output may take longer than the leases.
+      leases.stop();
       const verdict = verdictOf(ended, this.#passed, leases.lost, this.#stopped);
       const claim = this.values["leave-task"] ? undefined : leases.held("claim");
-      const told = await this.#tell(session, verdict, { place, claim, spool, ended });
-      if (!("code" in started)) await started.written;
-      if (spool?.lost === "disk")
-        await note("mp: the disk for temporary files is full: not all output was kept");
-      if (this.asJson) await this.#report(session, verdict, ended, told);
+      const told = await telling.end(verdict, { exit_code: ended.code, claim });
+      if (!("code" in started)) await Promise.race([started.written, aborted(this.#hurry.signal)]);
+      if (this.asJson)
+        await this.#report(session, verdict, { exit_code: ended.code, artifact_id, ended: told });
       return ended.code;
     } finally {
       spool?.remove();
@@ -388,41 +390,20 @@ class Run {
     await note(`${safe(`mp: ${what} ${words}; the command is ${now}`)}${this.#child.raw ? "\r" : ""}`);
   }
 
-  #tell(
-    session: Lease,
-    verdict: Verdict,
-    {
-      place,
-      claim,
-      spool,
-      ended,
-    }: {
-      readonly place: Place;
-      readonly claim: Lease | undefined;
-      readonly spool: Spool | undefined;
-      readonly ended?: Ended;
-    },
-  ): Promise<Told> {
-    this.#childEnded = true;
-    return tellEnd(this.#asker, session, verdict, {
-      ...(ended && { exit_code: ended.code }),
-      task_id: place.task_id,
-      claim,
-      spool,
-      signal: this.#hurry.signal,
-    });
+  async #report({ id }: Lease, { outcome, reason }: Verdict, more: object): Promise<void> {
+    const { keys } = this.#asker;
+    await note(JSON.stringify({ session_id: id, outcome, reason: reason ?? null, ...more, keys }));
   }
+}
 
-  async #report({ id }: Lease, { outcome, reason }: Verdict, { code }: Ended, told: Told): Promise<void> {
-    const line = {
-      session_id: id,
-      exit_code: code,
-      outcome,
-      reason: reason ?? null,
-      ...told,
-      keys: this.#asker.keys,
-    };
-    await note(JSON.stringify(line));
+/** A place for the output; without one the command runs all the same. */
+async function newSpool(): Promise<Spool | undefined> {
+  try {
+    return new Spool();
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    await note(`mp: the output is not kept, for there is no room for temporary files: ${code}`);
+    return undefined;
   }
 }
 

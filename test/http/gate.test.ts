@@ -44,6 +44,7 @@ const routes = app({
     query: async (_, __, caller) => answered(caller),
   },
   hub: { reader: { byId: () => undefined } } as never,
+  bytes: {} as never,
   health: { status: "ok", version: "0", api_version: 1, start_id: NOWHERE },
   gate,
   // What lies behind the gate is not all there.

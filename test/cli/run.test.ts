@@ -174,6 +174,24 @@ describe("the child", () => {
     expect(spawned.actor).toMatchObject({ id: outer, kind: "session" });
   });
 
+  test("can do nothing with mp any more once its session has ended, on any way to the daemon", async () => {
+    const { home, mp } = await place();
+    const { stdout } = await ended(home, [], 'echo "$MP_TOKEN"');
+    const late = cli(home, { MP_TOKEN: stdout.trim() });
+    for (const args of [
+      ["workspace", "create", "late"],
+      ["workspace", "list"],
+      ["events", "tail", "--no-follow"],
+      ["schema", "get", "event.workspace.created.v1"],
+      ["session", "run", "--", "true"],
+    ]) {
+      const said = await late.refused(4, ...args);
+      expect(said).toContain("the token's session is completed");
+      expect(said).not.toContain(stdout.trim());
+    }
+    expect(await mp.out("workspace", "list")).not.toContain("late");
+  });
+
   test("is below the session that it is in, unless that is in another workspace or another is named", async () => {
     const { home, mp } = await place();
     const other = (await mp.out("workspace", "create", "other")).split("\t")[0]!;

@@ -16,7 +16,7 @@ import { type Args, asking, changing, type Ending, type Values, type Verb, verb 
 import { INTERRUPTED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import { idOf } from "./names.ts";
-import type { Output } from "./output.ts";
+import { type Output, writeAll } from "./output.ts";
 import { usage } from "./parse.ts";
 
 /** The verbs of artifacts that are not derived. */
@@ -376,7 +376,7 @@ async function write(file: FileHandle, chunk: Uint8Array): Promise<true> {
 /** Bytes to stdout; false once nobody reads any more. */
 async function print(chunk: Uint8Array, out: Output): Promise<boolean> {
   try {
-    await Bun.write(Bun.stdout, chunk);
+    await writeAll("stdout", chunk);
     return true;
   } catch (error) {
     if (errno(error) !== "EPIPE") return unwritable(error);

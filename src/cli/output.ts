@@ -58,7 +58,7 @@ export class Output {
     if (this.gone || this.failed) return false;
     if (text === "") return true;
     try {
-      await Bun.write(Bun.stdout, text);
+      await writeAll("stdout", text);
     } catch (error) {
       const code = error instanceof Error && "code" in error ? String(error.code) : "unknown error";
       if (code === "EPIPE") this.gone = true;
@@ -113,10 +113,23 @@ export class Output {
 
 const WRITE_HINT = "make room where stdout goes, and run it again: reading changes nothing";
 
+const writers: { stdout?: Bun.FileSink; stderr?: Bun.FileSink } = {};
+
+/**
+ * Write and wait until all of it has been taken. Not by `Bun.write`, which leaves a hole of zeros in a file that is
+ * appended to.
+ * @throws the system's error, with its code
+ */
+export async function writeAll(to: "stdout" | "stderr", data: string | Uint8Array): Promise<void> {
+  writers[to] ??= Bun[to].writer();
+  writers[to].write(data);
+  await writers[to].flush();
+}
+
 /** Write a line for people to stderr. A stderr that cannot be written is nobody's: the exit code still tells. */
 export async function note(text: string): Promise<void> {
   try {
-    await Bun.write(Bun.stderr, `${text}\n`);
+    await writeAll("stderr", `${text}\n`);
   } catch {
     return;
   }

@@ -241,6 +241,15 @@ describe("a reader that goes away", () => {
     expect([stdout, stderr]).toEqual(["0\n0\n", ""]);
   });
 
+  test("a file that is appended to gets what was printed, behind what it had", async () => {
+    const { stdout } = await shell(
+      "cd \"$MP_HOME\" && printf 'before\\n' > list.txt; mp workspace list >> list.txt; head -n 1 list.txt; tr -dc '\\0' < list.txt | wc -c; wc -l < list.txt",
+      home,
+    );
+    expect(stdout.split(/\s+/).filter(Boolean).slice(0, 2)).toEqual(["before", "0"]);
+    expect(Number(stdout.split(/\s+/).filter(Boolean)[2])).toBeGreaterThan(2_000);
+  });
+
   test("a slow one gets everything", async () => {
     const { stdout } = await shell(
       "mp workspace list --json | (read -r -N 1 first; printf '%s' \"$first\"; cat)",

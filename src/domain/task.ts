@@ -419,7 +419,12 @@ function precedes(one: Queued, other: Queued): boolean {
 function foremostOf(find: Find, workspace_id: string, part: Part, upTo: string): ReturnType<typeof foremost> {
   const found = foremost(find, { workspace_id, ...part }, upTo);
   const project_id = found.next?.project_id;
-  if (project_id === undefined || find.one("projects", { project_id })?.status === "active") return found;
+  // A time to wait for may be that of an archived project's task as well.
+  const open =
+    project_id === undefined
+      ? found.next_at === null
+      : find.one("projects", { project_id })?.status === "active";
+  if (open) return found;
   return find
     .all("projects", { workspace_id, status: "active" })
     .map((each) => foremost(find, { project_id: each.project_id, ...part }, upTo))

@@ -350,7 +350,11 @@ function wayFrom(find: Find, from: string, to: string): string[] | undefined {
   );
   const up = side(to, (ids) =>
     find
-      .all("task_dependencies", { depends_on_task_id: { oneOf: ids } })
+      .all(
+        "task_dependencies",
+        { depends_on_task_id: { oneOf: ids } },
+        { by: ["depends_on_task_id", "task_id"] },
+      )
       .map(({ task_id, depends_on_task_id }) => [depends_on_task_id, task_id]),
   );
   while (down.open.length > 0 && up.open.length > 0) {

@@ -20,7 +20,8 @@ const WAL_KEPT_BYTES = 32 << 20;
 
 /**
  * Statements that each connection keeps prepared. The runtime's own number, 20, is less than one command of each kind needs,
- * and preparing a statement costs ten times as much as finding it; their texts are all ours, so they are not many.
+ * and preparing a statement costs ten times as much as finding it. No text depends on a value, a limit or the length of a list,
+ * so they are not many.
  */
 Database.MAX_QUERY_CACHE_SIZE = 1_000;
 

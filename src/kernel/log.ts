@@ -376,8 +376,8 @@ function conditions(filter: Filter): { where: string; values: string[] } {
   const among = (column: string, wanted: readonly string[] | undefined) => {
     if (!wanted) return;
     // "+": never by an index, which would look through a whole stream for each window of positions.
-    where += ` AND +${column} IN (${wanted.map(() => "?").join(", ")})`;
-    values.push(...wanted);
+    where += ` AND +${column} IN (SELECT value FROM json_each(?))`;
+    values.push(JSON.stringify(wanted));
   };
   among("event_type", filter.types);
   among("stream", filter.streams);

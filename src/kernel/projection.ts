@@ -121,15 +121,18 @@ export class Projections {
       this.#byKind.set(projection.name, projection);
       for (const name of projection.tables) this.#byTable.set(name, projection);
     }
-    const select = (name: string, where: object, tail: string) => {
+    const select = (name: string, where: object, tail: { sql: string; values: readonly Value[] }) => {
       const owner = this.#byTable.get(name);
       if (owner?.stopped) throw new ProjectionStopped(owner.name);
       const { sql, values } = conditions(where as Row);
-      return { statement: db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${tail}`), values };
+      return {
+        statement: db.query<Row, Value[]>(`SELECT * FROM ${name}${sql}${tail.sql}`),
+        values: [...values, ...tail.values],
+      };
     };
     this.find = {
       one: (name, where) => {
-        const { statement, values } = select(name, where, " LIMIT 1");
+        const { statement, values } = select(name, where, { sql: " LIMIT 1", values: [] });
         // Leases and bytes come and go without an event that would tell of it.
         if (!this.#byTable.has(name)) return (statement.get(...values) ?? undefined) as never;
         const key = JSON.stringify(where);

@@ -37,7 +37,9 @@ export class ReadModels {
 
   readonly #read: Read = {
     one: (name, where) =>
-      this.#select(name, where, "", [], " LIMIT 1").map((row) => this.#shown(name, row))[0] as never,
+      this.#select(name, where, "", [], { sql: " LIMIT 1", values: [] }).map((row) =>
+        this.#shown(name, row),
+      )[0] as never,
     all: (name, where, order) =>
       this.#select(name, where, "", [], ordered(this.#tables.get(name)!.key, order as Order<Row>)).map(
         (row) => this.#shown(name, row),
@@ -62,10 +64,18 @@ export class ReadModels {
     sql: (text, ...values) => this.db.query(text).all(...values) as never,
   };
 
-  #select(name: string, where: object, also: string, alsoValues: Value[], tail: string): Row[] {
+  #select(
+    name: string,
+    where: object,
+    also: string,
+    alsoValues: readonly Value[],
+    tail: { sql: string; values: readonly Value[] },
+  ): Row[] {
     const { sql, values } = conditions(where as Row, true);
     const both = also ? `${sql ? `${sql} AND` : " WHERE"} ${also}` : sql;
-    return this.db.query<Row, Value[]>(`SELECT * FROM ${name}${both}${tail}`).all(...values, ...alsoValues);
+    return this.db
+      .query<Row, Value[]>(`SELECT * FROM ${name}${both}${tail.sql}`)
+      .all(...values, ...alsoValues, ...tail.values);
   }
 
   /** A row as answers show it. */

@@ -93,7 +93,8 @@ export function conditions(
       continue;
     }
     for (const [bound, limit] of Object.entries(value as Range<Value>)) {
-      if (Array.isArray(limit)) also(`${column} IN (${limit.map(() => "?").join(", ")})`, ...limit);
+      // One parameter for a list of any length: every text stays prepared, so there must be few.
+      if (Array.isArray(limit)) also(`${column} IN (SELECT value FROM json_each(?))`, JSON.stringify(limit));
       else if (limit !== undefined) also(`${column} ${COMPARED[bound as keyof typeof COMPARED]} ?`, limit);
       else if (!optional) throw new Error(`no value for a bound of the column ${column}`);
     }
@@ -105,9 +106,11 @@ export function conditions(
 export function ordered(
   key: readonly string[],
   { by = key, descending = false, limit }: Order<Row> = {},
-): string {
+): { sql: string; values: Value[] } {
   const sorted = by.map((column) => (descending ? `${column} DESC` : column)).join(", ");
-  return ` ORDER BY ${sorted}${limit === undefined ? "" : ` LIMIT ${limit}`}`;
+  return limit === undefined
+    ? { sql: ` ORDER BY ${sorted}`, values: [] }
+    : { sql: ` ORDER BY ${sorted} LIMIT ?`, values: [limit] };
 }
 
 /** Writes one projection's tables, either the serving ones or the next. */
@@ -129,9 +132,10 @@ export function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>
           },
           all(where: Row, order?: Order<Row>) {
             const { sql, values } = conditions(where);
+            const tail = ordered(spec.key, order);
             return db
-              .query<Row, Value[]>(`SELECT * FROM ${target}${sql}${ordered(spec.key, order)}`)
-              .all(...values);
+              .query<Row, Value[]>(`SELECT * FROM ${target}${sql}${tail.sql}`)
+              .all(...values, ...tail.values);
           },
           insert(row: Row) {
             // Not before the first row: the table of a next generation does not exist yet.

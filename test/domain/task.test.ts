@@ -1179,8 +1179,9 @@ describe("nothing about tasks is looked for without an index", () => {
         ]),
     );
   }
+  /** What goes through more than it shows; a list that the statement was given is no table. */
   const slow = (steps: Map<string, string[]>) =>
-    [...steps].filter(([, plan]) => plan.some((step) => /^SCAN|TEMP B-TREE/.test(step)));
+    [...steps].filter(([, plan]) => plan.some((step) => /^SCAN (?!json_each)|TEMP B-TREE/.test(step)));
   const facts = [
     ...world,
     made(T, { stage: "a", deadline_at: "2026-01-02T00:00:00.000Z" }),

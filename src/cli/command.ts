@@ -41,7 +41,10 @@ export interface Arg {
   readonly negatable?: boolean;
   /** The environment variable that stands in when the flag is not given. */
   readonly env?: string;
-  /** For help: the environment variable that the verb itself looks at when the argument is not given. */
+  /**
+   * For help: the environment variable that the verb itself looks at when the argument is not given. A first word that has one
+   * may be left out where the variable is set.
+   */
   readonly fallback?: string;
   /** Not in help. */
   readonly hidden?: boolean;

@@ -217,16 +217,15 @@ function variableOf(kind: string): string {
   return carried[kind]?.id ?? `MP_${kind.toUpperCase()}`;
 }
 
-/** The subject may come from the environment where it is the only word, and its epoch with it. */
+/** The subject may come from the environment, and its epoch with it. */
 function fallingBack(kind: string, fields: readonly Field[]): Field[] {
   const known = carried[kind];
-  const positionals = fields.filter(({ arg }) => arg.type === "positional");
   const subject = fields.find(({ field, needed }) => field === `${kind}_id` && needed);
   if (!known || !subject) return [...fields];
   return fields.map((each) => {
-    const { required: _, ...arg } = each.arg;
-    if (each === subject && positionals.length === 1) return { ...each, arg: { ...arg, fallback: known.id } };
+    if (each === subject) return { ...each, arg: { ...each.arg, fallback: known.id } };
     if (each.field !== "epoch") return each;
+    const { required: _, ...arg } = each.arg;
     return { ...each, arg: { ...arg, fallback: `${known.epoch} of ${known.id}` } };
   });
 }

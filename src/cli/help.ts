@@ -4,9 +4,18 @@
  * Help that was asked for is data: it goes to stdout and the exit code is 0. Under `--json` it is a description of the
  * command that programs can read.
  */
-import { argsOf, asking, changing, type Ending, everywhere, type Noun, type Verb } from "./command.ts";
+import {
+  type Arg,
+  argsOf,
+  asking,
+  changing,
+  type Ending,
+  everywhere,
+  type Noun,
+  type Verb,
+} from "./command.ts";
 import type { Output } from "./output.ts";
-import { labelOf } from "./parse.ts";
+import { isOnlyWords, labelOf } from "./parse.ts";
 
 type Bold = (text: string) => string;
 
@@ -101,7 +110,7 @@ function wordsOf(declared: Verb): string {
   const all = Object.entries(argsOf(declared));
   const words = all
     .filter(([, arg]) => arg.type === "positional")
-    .map(([name, arg]) => (arg.required ? labelOf(name, arg) : `[${labelOf(name, arg)}]`));
+    .map(([name, arg]) => (arg.required && !arg.fallback ? labelOf(name, arg) : `[${labelOf(name, arg)}]`));
   const flags = all
     .filter(([, arg]) => arg.type !== "positional" && arg.required)
     .map(([name, arg]) => `--${name} ${arg.valueHint ?? "VALUE"}`);
@@ -110,6 +119,10 @@ function wordsOf(declared: Verb): string {
 
 /** Flags that many commands have: below the own ones, so that those are seen first. */
 const GENERAL = new Set(Object.keys({ ...everywhere, ...asking, ...changing }));
+
+function isWordOrFlag(arg: Arg): boolean {
+  return arg.type === "positional" && !isOnlyWords(arg);
+}
 
 /** `mp NOUN VERB --help`. */
 export async function verbHelp(path: string, declared: Verb, out: Output): Promise<Ending> {
@@ -122,6 +135,7 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
       required: arg.required ?? false,
       ...(arg.many && { repeatable: true }),
       ...(arg.options && { options: arg.options }),
+      ...(isWordOrFlag(arg) && { flag: `--${name}` }),
       ...((arg.env || arg.fallback) && { env: arg.env ?? arg.fallback }),
       description: arg.description,
     }));
@@ -135,6 +149,7 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
     const left = arg.type === "positional" ? labelOf(name, arg) : `${short.join("")}--${name}${value}`;
     const facts = [
       arg.required && arg.type !== "positional" ? "required" : "",
+      isWordOrFlag(arg) && arg.required && !arg.fallback ? `or --${name}` : "",
       arg.env || arg.fallback ? `or ${arg.env ?? arg.fallback}` : "",
     ];
     const said = facts.filter(Boolean).join("; ");
@@ -194,7 +209,7 @@ const ENVIRONMENT: readonly (readonly [string, string])[] = [
   ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
   [
     "MP_SESSION_ID, MP_TASK_ID, MP_WORKTREE_ID",
-    "the subject of a verb that needs no other word, and the session where one must be given; mp session run sets them",
+    "the subject of a verb where it is left out, and the session where one must be given; mp session run sets them",
   ],
   [
     "MP_SESSION_EPOCH, MP_TASK_EPOCH, MP_WRITER_EPOCH",

@@ -2,8 +2,8 @@
  * A strict argv (SPEC §12): every flag must be declared, every value must be there and fit, nothing is left over.
  *
  * Flags and positionals may be mixed; `--` ends the flags; `--flag=VALUE` takes any value, `--flag VALUE` none that
- * starts with a dash. A refusal is a problem that names the place and the nearest name. Left out on purpose: abbreviated
- * flags and bundled letters, which break the day a flag is added.
+ * starts with a dash. A positional may be given as a flag of its name instead. A refusal is a problem that names the place and
+ * the nearest name. Left out on purpose: abbreviated flags and bundled letters, which break the day a flag is added.
  */
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { Arg, Args, Format } from "./command.ts";
@@ -16,6 +16,8 @@ export function usage(detail: string, hint: string): Problem {
   return problem("invalid_schema", detail, { hint });
 }
 
+type Environment = Readonly<Record<string, string | undefined>>;
+
 interface Named {
   readonly name: string;
   readonly arg: Arg;
@@ -26,21 +28,22 @@ interface Named {
  * @param argv the words after the verb
  * @param args what is declared
  * @param path the command as typed, for hints
- * @param env where flags with a variable look when they are not given; empty ones count as not set
+ * @param env where flags with a variable, and a first word with a fallback, look when they are not given; empty ones count as
+ *   not set
  * @returns the values, or `invalid_schema` about the first thing that is wrong
  */
 export async function parse(
   argv: readonly string[],
   args: Args,
   path: string,
-  env: Readonly<Record<string, string | undefined>>,
+  env: Environment,
 ): Promise<Parsed | Problem> {
   const values: Record<string, unknown> = {};
   const help = `see '${path} --help'`;
   const read = readFlags(argv, args, values, help);
   if ("unknown" in read) return unknownFlag(read.unknown, args, help);
   if ("problem" in read) return read.problem;
-  return readWords(read.words, args, values, help) ?? readEnvironment(env, args, values, help) ?? values;
+  return readWords(read.words, args, values, env, help) ?? readEnvironment(env, args, values, help) ?? values;
 }
 
 type Words =
@@ -87,18 +90,33 @@ function readFlags(
   return { words };
 }
 
-/** Put the positionals into `values`. */
+/**
+ * Put the positionals into `values`. A flag may have given some: the words are the others, in their order. A first one that
+ * the verb finds in its variable may be left out where the words are enough for the rest.
+ */
 function readWords(
   words: readonly string[],
   args: Args,
   values: Record<string, unknown>,
+  env: Environment,
   help: string,
 ): Problem | undefined {
-  const positionals = Object.entries(args).filter(([, arg]) => arg.type === "positional");
+  const open = Object.entries(args).filter(
+    ([name, arg]) => arg.type === "positional" && values[name] === undefined,
+  );
+  const needed = open.filter(([, arg]) => arg.required).length;
+  const [first] = open;
+  const known = first?.[1].fallback;
+  const positionals = known !== undefined && env[known] && words.length === needed - 1 ? open.slice(1) : open;
   for (const [index, [name, arg]] of positionals.entries()) {
     const word = words[index];
-    const label = labelOf(name, arg);
-    if (word === undefined && arg.required) return usage(`${label} is missing`, help);
+    // Its choices are what help calls it; a sentence wants its name.
+    const label = arg.options ? inCapitals(name) : labelOf(name, arg);
+    if (word === undefined && arg.required)
+      return usage(
+        `${label} is missing`,
+        arg.fallback === undefined ? help : `give it, or set ${arg.fallback}; ${help}`,
+      );
     if (arg.many) {
       // The last one takes all that is left, as it is: a command line, in which empty words and commas mean something.
       if (word !== undefined) values[name] = words.slice(index);
@@ -118,7 +136,7 @@ function readWords(
 
 /** Put what was not given into `values`: from its variable, false for a flag without a value, or a refusal. */
 function readEnvironment(
-  env: Readonly<Record<string, string | undefined>>,
+  env: Environment,
   args: Args,
   values: Record<string, unknown>,
   help: string,
@@ -143,7 +161,7 @@ function readEnvironment(
 
 async function unknownFlag(typed: string, args: Args, help: string): Promise<Problem> {
   const { nearest } = await import("../kernel/registry.ts");
-  const known = Object.entries(args).flatMap(([name, arg]) => (arg.type === "positional" ? [] : [name]));
+  const known = Object.entries(args).flatMap(([name, arg]) => (isOnlyWords(arg) ? [] : [name]));
   // Without the dashes, which would count as letters that are right.
   const near = nearest(typed.replace(/^-+/, ""), known)
     .map((name) => `--${name}`)
@@ -151,11 +169,16 @@ async function unknownFlag(typed: string, args: Args, help: string): Promise<Pro
   return usage(`unknown flag ${typed}`, near === "" ? help : `did you mean ${near}? ${help}`);
 }
 
+/** What is left of a command line has no name; every other positional can be given as a flag too. */
+export function isOnlyWords({ type, many }: Arg): boolean {
+  return type === "positional" && many === true;
+}
+
 /** Every spelling of every flag: `--name`, its aliases, one letter with one dash. */
 function flagsOf(args: Args): Map<string, Named> {
   const flags = new Map<string, Named>();
   for (const [name, arg] of Object.entries(args)) {
-    if (arg.type === "positional") continue;
+    if (isOnlyWords(arg)) continue;
     flags.set(`--${name}`, { name, arg });
     if (arg.negatable) flags.set(`--no-${name}`, { name, arg });
     for (const alias of arg.alias ?? [])
@@ -183,7 +206,11 @@ function strayHint(stray: string, args: Args, help: string): string {
 /** What help and errors call an argument: `NAME` or `--name`. */
 export function labelOf(name: string, arg: Arg): string {
   if (arg.type !== "positional") return `--${name}`;
-  return arg.valueHint ?? name.replaceAll("-", "_").toUpperCase();
+  return arg.valueHint ?? inCapitals(name);
+}
+
+function inCapitals(name: string): string {
+  return name.replaceAll("-", "_").toUpperCase();
 }
 
 type Taken = { readonly value: unknown } | { readonly problem: Problem };

@@ -162,9 +162,17 @@ function withEnvironment(
     const subject = env[known.id] || undefined;
     const stored = isEpoch ? env[known.epoch] : subject;
     const fits = !isEpoch || (subject !== undefined && values[kind] === subject);
-    if (stored && fits && (!isEpoch || /^\d{1,15}$/.test(stored)))
+    if (stored && fits && (!isEpoch || /^\d{1,15}$/.test(stored))) {
+      const swallowed = isEpoch ? undefined : fields.find((each) => holdsSubject(each, given));
+      if (swallowed) {
+        const label = labelOf(swallowed.name, swallowed.arg);
+        return usage(
+          `${label} is missing`,
+          `give it behind ${labelOf(name, arg)}, or as --${swallowed.name}`,
+        );
+      }
       values[name] = isEpoch ? Number(stored) : stored;
-    else if (needed) {
+    } else if (needed) {
       const otherwise = isEpoch
         ? `${known.epoch} counts for the ${kind} in ${known.id}`
         : `or set ${known.id}`;
@@ -172,6 +180,12 @@ function withEnvironment(
     }
   }
   return values;
+}
+
+/** A path or an id where any text is taken: it was meant as the subject, and the text itself was forgotten. */
+function holdsSubject({ name, arg, refersTo, isPath }: Field, given: Values): boolean {
+  const isText = arg.type === "positional" && arg.required && !arg.options && !refersTo && !isPath;
+  return isText === true && /^(\.{0,2}\/|\.{1,2}$|[0-9a-f-]{8,36}$)/i.test(String(given[name] ?? ""));
 }
 
 /** The payload as its schema has it: members of structures inside them, and nothing that only helped to look names up. */

@@ -91,6 +91,41 @@ describe("what is taken", () => {
     ).toMatchObject({ ttl: 250, timeout: 2_000, agent: { name: "x" }, "expected-version": 0 });
   });
 
+  test("a positional as a flag of its name: the words are the others, in their order", async () => {
+    expect(await values(["--name", "demo", "x"])).toMatchObject({ name: "demo", more: "x" });
+    expect(await values(["demo", "--more=x"])).toMatchObject({ name: "demo", more: "x" });
+    expect(await refusal(["--name", "demo", "x", "y"])).toMatch(/unexpected argument 'y'/);
+    expect(await refusal(["--nmae", "demo"])).toMatch(/did you mean --name\?/);
+    const command = { ...args, rest: { type: "positional", many: true, description: "" } } as const;
+    expect(await parse(["a", "b", "--rest", "c"], command, "mp noun verb", {})).toMatchObject({
+      detail: "unknown flag --rest",
+    });
+  });
+
+  test("a first word with a fallback may be left out, where the others are there and the variable is set", async () => {
+    const two = {
+      task: { type: "positional", required: true, fallback: "MP_TASK_ID", description: "" },
+      stage: { type: "positional", required: true, options: ["a", "b"], description: "" },
+    } as const satisfies Args;
+    const given = (words: readonly string[], env: Record<string, string> = { MP_TASK_ID: "env" }) =>
+      parse(words, two, "mp noun verb", env);
+    expect(await given(["a"])).toEqual({ stage: "a" });
+    expect(await given(["--stage", "a"])).toEqual({ stage: "a" });
+    expect(await given(["x", "a"])).toEqual({ task: "x", stage: "a" });
+    expect(await given(["--task", "x", "a"])).toEqual({ task: "x", stage: "a" });
+    expect(await given(["x"])).toMatchObject({ detail: "STAGE must be one of a, b" });
+    expect(await given([])).toMatchObject({ detail: "TASK is missing" });
+    expect(await given(["--task", "x"])).toMatchObject({ detail: "STAGE is missing" });
+    for (const env of [{}, { MP_TASK_ID: "" }])
+      expect(await given(["a"], env as Record<string, string>)).toMatchObject({
+        detail: "STAGE is missing",
+      });
+    expect(await given(["--stage", "a"], {})).toMatchObject({
+      detail: "TASK is missing",
+      hint: "give it, or set MP_TASK_ID; see 'mp noun verb --help'",
+    });
+  });
+
   test("flag before environment before nothing; an empty variable is not set", async () => {
     expect(await values(["demo", "-w", "flag"], { MP_WORKSPACE: "env" })).toMatchObject({
       workspace: "flag",

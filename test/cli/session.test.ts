@@ -85,6 +85,29 @@ describe("commands", () => {
     expect(await refused(2, "session", "heartbeat")).toContain("set MP_SESSION_ID");
   });
 
+  test("nor where another word follows; and that word may be a flag", async () => {
+    const id = await spawn("words");
+    const env = { MP_SESSION_ID: id };
+    const inside = async (...words: string[]) => {
+      const { code, stdout, stderr } = await run(["session", ...words], { home, env });
+      return [code, `${stdout}${stderr}`.trim()];
+    };
+    expect(await inside("report-status", "running")).toEqual([0, id]);
+    expect(await inside("report-status", "--status", "waiting", "--waiting-for", "approval")).toEqual([
+      0,
+      id,
+    ]);
+    expect(await inside("report-status", "running", "--session", id)).toEqual([0, id]);
+    expect(await inside("end", id)).toEqual([
+      2,
+      expect.stringContaining("OUTCOME must be one of completed, failed, cancelled"),
+    ]);
+    expect(await inside("end", "completed")).toEqual([0, id]);
+    const help = await out("session", "end", "--help");
+    for (const part of ["end [SESSION] completed|failed|cancelled", "(or MP_SESSION_ID)", "(or --outcome)"])
+      expect(help).toContain(part);
+  });
+
   test("sentences", async () => {
     const said = await plainly([
       "session",

@@ -189,6 +189,18 @@ describe("check", () => {
     expect((await run(["worktree", "release-writer"], { home, env })).code).toBe(0);
   });
 
+  test("mode and reason may be flags; the environment's worktree is not robbed where the reason was forgotten", async () => {
+    const epoch = await locked("flags");
+    const thief = await spawn();
+    const env = { MP_SESSION_ID: thief, MP_WORKTREE_ID: await idOf("flags") };
+    const inside = (...words: string[]) => run(["worktree", ...words], { home, env });
+    expect((await inside("attach", "--mode", "write")).code).toBe(0);
+    const forgotten = await inside("steal-writer", at("flags"), "--expected-epoch", epoch);
+    expect([forgotten.code, forgotten.stderr]).toEqual([2, expect.stringContaining("REASON is missing")]);
+    const stolen = await inside("steal-writer", "--reason", "it is gone", "--expected-epoch", epoch);
+    expect([stolen.code, stolen.stderr]).toEqual([0, ""]);
+  });
+
   test("a home without a log: allowed, and no daemon is started for it", async () => {
     const empty = tempHome();
     expect(await run(["worktree", "check"], { home: empty })).toEqual({ code: 0, stdout: "", stderr: "" });

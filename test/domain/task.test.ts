@@ -1041,10 +1041,10 @@ describe("after any sequence of commands", () => {
       step("advance_stage", { stage: fc.constantFrom("a", "b") }),
       { weight: 3, arbitrary: step("add_dependency", { on: nth }) },
       { weight: 2, arbitrary: step("remove_dependency", { on: nth }) },
-      step("expire_claim", { epoch }),
+      { weight: 6, arbitrary: step("expire_claim", { epoch }) },
       step("leave", { session_id: fc.constantFrom(S, S2) }),
     ),
-    { minLength: 1, maxLength: 120, size: "max" },
+    { minLength: 90, maxLength: 180, size: "max" },
   );
 
   /** Which tasks are ready, told from nothing but the log: a status each, and who needs whom. */

@@ -6,7 +6,8 @@ import type { Socket } from "bun";
 
 export interface PingsPlan {
   readonly socket: string;
-  readonly seconds: number;
+  /** How long; until standard input ends when absent. */
+  readonly seconds?: number;
   readonly every_ms: number;
 }
 
@@ -20,6 +21,12 @@ export interface PingsResult {
 const CONNECTIONS = 100;
 const REQUEST = Buffer.from("GET /v1/queries/daemon.ping HTTP/1.1\r\nHost: mp\r\n\r\n");
 
+/** Nobody waits for a socket's own functions, so they end the process. */
+function fail(message: string): never {
+  console.error(message);
+  process.exit(1);
+}
+
 async function run({ socket, seconds, every_ms }: PingsPlan): Promise<PingsResult> {
   const free: Socket<{ sent: number }>[] = [];
   const times: number[] = [];
@@ -32,17 +39,22 @@ async function run({ socket, seconds, every_ms }: PingsPlan): Promise<PingsResul
           open: (each) => void free.push(each),
           // The answer is a few hundred bytes and comes in one piece.
           data(each, chunk) {
-            if (chunk.toString("latin1", 9, 12) !== "200") throw new Error(`unexpected: ${chunk}`);
+            if (chunk.toString("latin1", 9, 12) !== "200") fail(`unexpected: ${chunk}`);
             times.push(performance.now() - each.data.sent);
             free.push(each);
           },
+          close: () => fail("the daemon closed a connection"),
         },
       }),
     ),
   );
-  const end = performance.now() + seconds * 1000;
+  let over = false;
+  const ends = seconds === undefined ? Bun.stdin.arrayBuffer() : Bun.sleep(seconds * 1000);
+  void ends.then(() => {
+    over = true;
+  });
   let sent = 0;
-  for (let due = performance.now(); due < end; due += every_ms) {
+  for (let due = performance.now(); !over; due += every_ms) {
     await Bun.sleep(Math.max(0, due - performance.now()));
     const each = free.shift();
     // All are waiting for an answer: each of them will count what it waited.

@@ -36,7 +36,9 @@ export type Floor =
   /** At most so much more than the yardstick, in the row's unit. */
   | { readonly kind: "at most more"; readonly by: number }
   /** At most so much; there is no yardstick. */
-  | { readonly kind: "limit"; readonly of: number };
+  | { readonly kind: "limit"; readonly of: number }
+  /** Nobody has said what it should be. */
+  | { readonly kind: "none" };
 
 export interface Figure {
   readonly name: string;
@@ -67,6 +69,8 @@ export function missed({ yardstick, ours, floor }: Figure): boolean {
       return ours > yardstick! + floor.by;
     case "limit":
       return ours > floor.of;
+    case "none":
+      return false;
   }
 }
 

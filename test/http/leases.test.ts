@@ -100,6 +100,22 @@ describe("a receipt of a lease", () => {
     expectRefused(await mp.post(other), "idempotency_key_reused");
   });
 
+  test("of a renewal says until when others must wait", async () => {
+    const { task_id, epoch } = await here.claimed();
+    const { worktree_id, session_id: writer, epoch: held } = await here.written();
+    const session_id = await here.attached(worktree_id);
+    const renewed = async (type: string, payload: object) =>
+      ((await mp.done(type, payload)).result as { expires_at: string }).expires_at;
+    const asked = async (type: string, payload: object) =>
+      expectRefused(await mp.post(envelope(type, payload)), "conflict").details as Json;
+    for (let times = 0; times < 2; times++) {
+      const claim = await renewed("task.renew", { task_id, epoch });
+      expect((await asked("task.claim", { task_id, session_id })).expires_at).toBe(claim);
+      const lock = await renewed("worktree.renew_writer", { worktree_id, session_id: writer, epoch: held });
+      expect((await asked("worktree.lock_writer", { worktree_id, session_id })).expires_at).toBe(lock);
+    }
+  });
+
   test("who holds it already gets its epoch again under a new key, without an event", async () => {
     const { task_id, session_id, epoch, expires_at } = await here.claimed();
     const lock = await here.written();

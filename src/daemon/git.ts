@@ -1,33 +1,11 @@
 /**
- * What git does for worktrees (SPEC §8), outside the writer: begun by the intents of a commit (`worktree.*_started`), at most
- * one at a time per repository, its outcome recorded by the daemon's own commands.
+ * Running git, and reading what it says (SPEC §8). Which runs there are, and what becomes of them, is in git-effects.ts.
  *
- * Always holds: an intent gets one outcome, whatever is killed in between. A folder is cleaned up only when a note, written
- * before git began and after nothing was found at its path, says that it is ours. Nothing that a client sent can be an
- * option of git, and git sees none of the daemon's GIT_* variables. Left out on purpose: branches; what git made stays.
+ * Always holds: git sees none of the daemon's GIT_* variables, speaks English, asks nothing, is killed with all it has started
+ * when it takes too long, and can be found again by its mark when the daemon that began it is gone. What it says is cut,
+ * without controls and credentials, before anybody stores or shows it.
  */
-import {
-  closeSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { rm } from "node:fs/promises";
-import { hostname } from "node:os";
-import { basename, dirname, join } from "node:path";
-import type { Event, Tables } from "../kernel/aggregate.ts";
-import { daemonCommand, type Outcome, type WriteRequest } from "../kernel/execute.ts";
-import type { Stored } from "../kernel/log.ts";
-import { isProblem, type Problem } from "../kernel/problems.ts";
-import type { ReadModels } from "../kernel/readmodel.ts";
-import type { Logger } from "./logger.ts";
-import type { WriteQueue } from "./queue.ts";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync } from "node:fs";
 
 /** One entry of `git worktree list --porcelain`. */
 export interface Listed {
@@ -105,10 +83,11 @@ function environment(): Record<string, string | undefined> {
   return { ...Object.fromEntries(kept), LC_ALL: "C", GIT_TERMINAL_PROMPT: "0" };
 }
 
-/** Text of another program as it may be stored and shown: no controls, no half characters, cut to its limit. */
-function saying(text: string): string {
+/** Text of another program as it may be stored and shown: no controls, no half characters, no credentials, cut to its limit. */
+export function saying(text: string): string {
   return text
     .replace(/(?![\n\t])\p{Cc}/gu, "")
+    .replace(/(\b[a-z][a-z0-9+.-]{0,20}:\/\/)[^\s/@]*@/gi, "$1")
     .trim()
     .slice(0, MOST_SAID)
     .toWellFormed();
@@ -119,7 +98,8 @@ function saying(text: string): string {
  * @param args its arguments
  * @param how `umask`: what its files get; `limit_ms`: then it is killed, 10 minutes when absent; `signal`: kills it before;
  *   `output`: a file for what it says, so that it can go on when the daemon is gone, and `out` stays empty
- * @returns never throws; `code` null with `said` when git is not installed, or was killed
+ * @returns `code` null with `said` when git is not installed, or was killed
+ * @throws the system's error when the machine refuses to begin it: no room for the file, no process more
  */
 export async function runGit(
   args: readonly string[],
@@ -133,15 +113,21 @@ export async function runGit(
   // The daemon's own umask would hide a worktree's files from others; changing it here would open the daemon's.
   const asUser = ["/bin/sh", "-c", `umask ${umask.toString(8)}; exec "$0" "$@"`];
   const file = output === undefined ? undefined : openSync(output, "w", 0o600);
-  const child = Bun.spawn([...(process.platform === "win32" ? [] : asUser), git, ...args], {
-    stdin: "ignore",
-    stdout: file ?? "pipe",
-    stderr: file ?? "pipe",
-    env,
-    // In a group of its own, so that its hooks end with it, and Ctrl-C at a daemon's terminal does not cut it off.
-    detached: true,
-  });
-  if (file !== undefined) closeSync(file);
+  const begin = () =>
+    Bun.spawn([...(process.platform === "win32" ? [] : asUser), git, ...args], {
+      stdin: "ignore",
+      stdout: file ?? "pipe",
+      stderr: file ?? "pipe",
+      env,
+      // In a group of its own, so that its hooks end with it, and Ctrl-C at a daemon's terminal does not cut it off.
+      detached: true,
+    });
+  let child: ReturnType<typeof begin>;
+  try {
+    child = begin();
+  } finally {
+    if (file !== undefined) closeSync(file);
+  }
   const group = process.platform === "win32" ? child.pid : -child.pid;
   let killed: string | undefined;
   let late: Timer | undefined;
@@ -162,7 +148,7 @@ export async function runGit(
   clearTimeout(late);
   signal?.removeEventListener("abort", stopping);
   const told = await out();
-  const said = output === undefined ? await err() : await Bun.file(output).slice(0, MOST_READ).text();
+  const said = output === undefined ? await err() : await saidIn(output);
   if (killed === undefined && child.signalCode !== null) killed = `git was killed by ${child.signalCode}`;
   if (killed !== undefined)
     return { code: null, killed: true, out: told, said: saying(`${killed}\n${said}`) };
@@ -170,14 +156,20 @@ export async function runGit(
   return { code, killed: false, out: told, said: saying(said) || `git ended with code ${code}` };
 }
 
+/** What a file with git's output says at its beginning; nothing when it is not there. */
+export async function saidIn(output: string): Promise<string> {
+  return existsSync(output) ? Bun.file(output).slice(0, MOST_READ).text() : "";
+}
+
 const notRun = (said: string): Ran => ({ code: null, killed: false, out: "", said });
 
-/** Send a signal to a process, or to a group by its negated id; it may be gone already. */
+/** Send a signal to a process, or to a group by its negated id; it may be gone already, or be another user's by now. */
 function end(pid: number, signal: "SIGTERM" | "SIGKILL"): void {
   try {
     process.kill(pid, signal);
   } catch (error) {
-    if ((error as { code?: string }).code !== "ESRCH") throw error;
+    // EPERM is also what macOS says of a group in which nobody is alive.
+    if (!["ESRCH", "EPERM"].includes((error as { code?: string }).code ?? "")) throw error;
   }
 }
 
@@ -197,7 +189,7 @@ function collect(stream: ReadableStream<Uint8Array> | number | undefined): () =>
 }
 
 /** Ask git for the worktrees of a repository; what it said when it could not tell. */
-async function worktreesOf(
+export async function worktreesOf(
   repository: string,
   signal: AbortSignal,
 ): Promise<readonly Listed[] | { said: string }> {
@@ -209,464 +201,42 @@ async function worktreesOf(
   return plain.code === 0 ? parseWorktrees(plain.out, "\n") : { said: plain.said };
 }
 
-/** A path as git shows it: links resolved as far as there is something. */
-function real(path: string): string {
-  try {
-    return realpathSync(path);
-  } catch {
-    const above = dirname(path);
-    return above === path ? path : join(real(above), basename(path));
-  }
-}
+/** An option for git that does nothing but tell its process from any other. */
+export const markOf = (id: string) => ["-c", `mp.worktree=${id}`] as const;
 
-/** Whether something is at a path, also when it may not be looked at. */
-function there(path: string): boolean {
-  try {
-    return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
-  } catch {
-    return true;
-  }
-}
-
-/** Whether a folder is as git leaves one that it has hardly begun: empty, or with its link and perhaps more. */
-function barelyBegun(path: string): boolean {
-  if (!lstatSync(path, { throwIfNoEntry: false })?.isDirectory()) return false;
-  const link = lstatSync(join(path, ".git"), { throwIfNoEntry: false });
-  return link ? link.isFile() : readdirSync(path).length === 0;
-}
-
-type Worktree = Tables["worktrees"];
-
-/** Something to do with git. */
-interface Effect {
-  readonly kind: "create" | "remove" | "reconcile" | "settle";
-  readonly worktree: Worktree;
-  readonly base?: string | undefined;
-  readonly force: boolean;
-  /** Where git is run; undefined when the project has no repository. */
-  readonly repository: string | undefined;
-  /** Effects with the same one come one after the other. */
-  readonly queue: string;
-  /** The version of the stream with the intent: tells it from any other of the worktree. */
-  readonly version: number;
-  readonly done: () => void;
-}
-
-/** What came of an effect, as the internal command `worktree.record_<type>` takes it. */
-interface Result {
-  readonly type: "created" | "creation_failed" | "removed" | "removal_failed" | "reconciled";
-  readonly payload: Readonly<Record<string, unknown>>;
-}
-
-const failed = (type: "creation_failed" | "removal_failed", message: string): Result => ({
-  type,
-  payload: { message: saying(message) },
-});
-const REMOVED: Result = { type: "removed", payload: {} };
-
-const INTENTS = {
-  "worktree.creation_started": "create",
-  "worktree.removal_started": "remove",
-  "worktree.reconciliation_started": "reconcile",
-} as const;
-/** The commands whose answer waits for the outcome. */
-const HELD: readonly string[] = ["worktree.create", "worktree.remove", "worktree.reconcile"];
-
-/** Characters of a branch in an event. */
-const MOST_BRANCH = 255;
-/** Runs of git at the same time, in as many repositories. */
-const MOST_AT_ONCE = 8;
-/** How long an answer waits for the outcome, in milliseconds: less than clients wait for it. Then it says what was begun. */
-const HELD_MS = 25_000;
-/** How long a daemon that stops lets git go on, in milliseconds. */
-const STOP_MS = 2_000;
-/** An outcome that could not be recorded, because the disk is full, is tried again after so many milliseconds. */
-const AGAIN_MS = 1_000;
 /** How often a run of git that a killed daemon left is looked at, in milliseconds. */
 const LOOK_MS = 250;
 
-/** What effects need of their daemon. */
-interface Parts {
-  readonly queue: WriteQueue;
-  readonly readModels: ReadModels;
-  readonly log: Logger;
-  /** Folder of the notes; made when the first is written. */
-  readonly notes: string;
-  /** The umask of whoever started the daemon: what the files of a worktree get. */
-  readonly umask: number;
-}
-
-/** The git effects of a daemon. */
-export class GitEffects {
-  readonly #parts: Parts;
-  readonly #waiting: Effect[] = [];
-  readonly #running = new Map<string, Promise<void>>();
-  /** By the id of the intent's event: settled once its outcome is recorded. */
-  readonly #held = new Map<string, Promise<void>>();
-  readonly #stop = new AbortController();
-  /** Resolved once the daemon begins to stop. */
-  readonly #closing = Promise.withResolvers<void>();
-  #closed = false;
-
-  constructor(parts: Parts) {
-    this.#parts = parts;
-  }
-
-  /** Begin what a commit intends. Called before its commands are answered. */
-  committed(events: readonly Stored[]): void {
-    // What is intended now is for the next start.
-    if (this.#closed) return;
-    for (const stored of events) {
-      const kind = INTENTS[stored.event_type as keyof typeof INTENTS];
-      if (kind === undefined) continue;
-      const { subject, payload } = JSON.parse(stored.body) as Event<{ base?: string; force?: boolean }>;
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#held.set(stored.event_id, promise);
-      this.#add(kind, subject.id, stored.seq_stream, payload, () => {
-        this.#held.delete(stored.event_id);
-        resolve();
-      });
-    }
-    this.#begin();
-  }
-
-  /** Find out what became of what an earlier daemon left unfinished. Before anything is committed. */
-  settle(): void {
-    const { readModels, notes } = this.#parts;
-    const { answer: unfinished } = readModels.snapshot("worktree", (read) =>
-      read.all("worktrees", { status: { oneOf: ["creating", "removing"] } }),
-    );
-    const ids = unfinished.map((each) => each.worktree_id);
-    if (existsSync(notes))
-      for (const name of readdirSync(notes))
-        if (!ids.includes(name.split(".")[0]!)) rmSync(join(notes, name));
-    for (const { worktree_id, version } of unfinished)
-      this.#add("settle", worktree_id, version, {}, () => undefined);
-    this.#begin();
-  }
-
-  /**
-   * Hand a request to the writer, and hold the answer to what git does until its outcome is recorded, 25 s at most.
-   * @returns as `WriteQueue.submit`: the receipts are those of the intents
-   */
-  submit(request: WriteRequest): Promise<readonly Outcome[] | Problem> {
-    const answered = this.#parts.queue.submit(request);
-    return request.commands.some(({ type }) => HELD.includes(type)) ? this.#hold(answered) : answered;
-  }
-
-  async #hold(answered: Promise<readonly Outcome[] | Problem>): Promise<readonly Outcome[] | Problem> {
-    const outcomes = await answered;
-    if (isProblem(outcomes)) return outcomes;
-    const held = outcomes.flatMap((outcome) =>
-      "receipt" in outcome
-        ? (JSON.parse(outcome.receipt) as { events: { event_id: string }[] }).events.flatMap(
-            ({ event_id }) => this.#held.get(event_id) ?? [],
-          )
-        : [],
-    );
-    if (held.length === 0) return outcomes;
-    const { promise: over, resolve } = Promise.withResolvers<void>();
-    const timer = setTimeout(resolve, HELD_MS);
-    await Promise.race([Promise.all(held), over, this.#closing.promise]);
-    clearTimeout(timer);
-    return outcomes;
-  }
-
-  /** Begin nothing more, let the answers go, give git a moment and then end it: the next start settles what is left. */
-  async close(): Promise<void> {
-    this.#closed = true;
-    this.#waiting.length = 0;
-    this.#closing.resolve();
-    const over = Promise.all(this.#running.values());
-    if (this.#running.size > 0) await Promise.race([over, Bun.sleep(STOP_MS)]);
-    this.#stop.abort();
-    await over;
-  }
-
-  #add(
-    kind: Effect["kind"],
-    worktree_id: string,
-    version: number,
-    { base, force = false }: { base?: string; force?: boolean },
-    done: () => void,
-  ): void {
-    const { answer: found } = this.#parts.readModels.snapshot("worktree", (read) => {
-      const worktree = read.one("worktrees", { worktree_id });
-      return { worktree, project: worktree && read.one("projects", { project_id: worktree.project_id }) };
-    });
-    const { worktree, project } = found;
-    if (!worktree) {
-      // Its projection has stopped: the next start, which mends it, settles this too.
-      done();
-      return;
-    }
-    const repository = project?.repo_path ?? project?.git_common_dir ?? undefined;
-    const queue = project?.git_common_dir ?? repository ?? worktree.path;
-    this.#waiting.push({ kind, worktree, base, force, repository, queue: real(queue), version, done });
-  }
-
-  /** Begin whatever has waited longest and whose repository is free. */
-  #begin(): void {
-    for (let next = 0; next < this.#waiting.length && this.#running.size < MOST_AT_ONCE; ) {
-      const effect = this.#waiting[next]!;
-      if (this.#running.has(effect.queue)) {
-        next += 1;
-        continue;
-      }
-      this.#waiting.splice(next, 1);
-      const running = this.#carryOut(effect)
-        .catch((error: unknown) =>
-          this.#parts.log.error(
-            { err: error, worktree_id: effect.worktree.worktree_id },
-            "a git effect met a bug",
-          ),
-        )
-        .then(() => {
-          this.#running.delete(effect.queue);
-          effect.done();
-          this.#begin();
-        });
-      this.#running.set(effect.queue, running);
-    }
-  }
-
-  async #carryOut(effect: Effect): Promise<void> {
-    const { worktree_id, host, status } = effect.worktree;
-    const why = `the worktree is on the machine ${host}, this is ${hostname()}`;
-    const result = host === hostname() ? await this.#tried(effect) : notDone(effect, why);
-    // What the end of the daemon may have cut off is for the next start to find out.
-    if (result === undefined || this.#stop.signal.aborted || !(await this.#record(effect, result))) return;
-    for (const name of [this.#noteOf(worktree_id), this.#outputOf(worktree_id)])
-      rmSync(name, { force: true });
-    this.#parts.log.info({ worktree_id, was: status, ...result }, "git effect");
-  }
-
-  /** What came of an effect; the disk may refuse something, or there is a bug: the intent gets its outcome even so. */
-  async #tried(effect: Effect): Promise<Result | undefined> {
-    try {
-      return await this.#resultOf(effect);
-    } catch (error) {
-      this.#parts.log.error({ err: error, worktree_id: effect.worktree.worktree_id }, "a git effect failed");
-      return notDone(effect, `the daemon could not do its part: ${(error as Error).message}`);
-    }
-  }
-
-  async #resultOf(effect: Effect): Promise<Result | undefined> {
-    switch (effect.kind) {
-      case "create":
-        return this.#create(effect);
-      case "remove":
-        return this.#remove(effect);
-      case "reconcile":
-        return this.#reconcile(effect);
-      case "settle":
-        await this.#orphanEnded(effect.worktree.worktree_id);
-        if (this.#stop.signal.aborted) return undefined;
-        return this.#interrupted(effect);
-    }
-  }
-
-  async #interrupted(effect: Effect): Promise<Result> {
-    const { worktree_id, status } = effect.worktree;
-    const output = this.#outputOf(worktree_id);
-    const said = existsSync(output) ? await Bun.file(output).slice(0, MOST_READ).text() : "";
-    const why = `interrupted: the daemon ended before git had finished\n${said}`;
-    return status === "creating" ? this.#madeOrNot(effect, why) : this.#removedOrNot(effect, why);
-  }
-
-  async #create(effect: Effect): Promise<Result | undefined> {
-    const { worktree, repository, base } = effect;
-    const { worktree_id, path, branch } = worktree;
-    if (repository === undefined) return failed("creation_failed", "the project has no repository");
-    const known = await this.#git(effect, ["show-ref", "--verify", "--quiet", `refs/heads/${branch}`]);
-    // What is no repository, or no git at all, is told in git's words by the command itself.
-    const which =
-      known.code === 0 ? ["--", path, branch!] : ["-b", branch!, "--", path, ...(base ? [base] : [])];
-    if (there(path)) return failed("creation_failed", `there is something at ${path} already`);
-    this.#note(worktree_id);
-    const ran = await this.#change(effect, ["add", ...which]);
-    // Ended by itself it has tidied up by itself, and what is at the path may be another's.
-    if (!ran.killed) rmSync(this.#noteOf(worktree_id), { force: true });
-    if (this.#stop.signal.aborted) return undefined;
-    return this.#madeOrNot(effect, ran.said, ran.code === 0);
-  }
-
-  /** What became of a creation that is over; what is half-made and ours is taken away. */
-  async #madeOrNot(effect: Effect, said: string, ended = false): Promise<Result> {
-    const { worktree_id, path, branch } = effect.worktree;
-    const { listed, entry } = await this.#look(effect);
-    const whole = entry && entry.prunable === undefined && entry.locked !== "initializing";
-    if (whole && there(join(path, ".git")))
-      // Also when git ended badly, as it does when a hook fails: it is there.
-      return { type: "created", payload: seen(entry) };
-    if (!listed && ended) return { type: "created", payload: { branch } };
-    // What git cannot be asked about is not touched: it may be whole.
-    const ours = listed && existsSync(this.#noteOf(worktree_id));
-    if (!ours || (entry?.locked !== "initializing" && !barelyBegun(path)))
-      return failed("creation_failed", said);
-    await rm(path, { recursive: true, force: true });
-    // Twice: once would not remove one that git has locked while it made it.
-    if (entry) await this.#git(effect, ["worktree", "remove", "--force", "--force", "--", entry.path]);
-    return failed("creation_failed", said);
-  }
-
-  async #remove(effect: Effect): Promise<Result | undefined> {
-    const { worktree, force, repository } = effect;
-    if (repository === undefined) return failed("removal_failed", "the project has no repository");
-    const { entry, said } = await this.#look(effect);
-    if (!entry)
-      return this.#removedOrNot(effect, said ?? "git does not list it as a worktree of the repository");
-    if (entry.prunable === undefined && there(join(worktree.path, ".git"))) this.#note(worktree.worktree_id);
-    const ran = await this.#change(effect, ["remove", ...(force ? ["--force"] : []), "--", entry.path]);
-    if (!ran.killed) rmSync(this.#noteOf(worktree.worktree_id), { force: true });
-    if (this.#stop.signal.aborted) return undefined;
-    return ran.code === 0 ? REMOVED : this.#removedOrNot(effect, ran.said);
-  }
-
-  /** What became of a removal that is over; one that git had begun to carry out is finished. */
-  async #removedOrNot(effect: Effect, said: string): Promise<Result> {
-    const { worktree, repository } = effect;
-    const { worktree_id, path } = worktree;
-    const { listed, entry } = await this.#look(effect);
-    // With the repository gone, nobody is left who could list it.
-    const gone = listed ? !entry : repository === undefined || !there(repository);
-    if (gone && !there(path)) return REMOVED;
-    // It was whole when git began, and it lost its link: git had found that it may go.
-    const begun = existsSync(this.#noteOf(worktree_id)) && !there(join(path, ".git"));
-    if (!begun) return failed("removal_failed", said);
-    await rm(path, { recursive: true, force: true });
-    if (entry) await this.#git(effect, ["worktree", "remove", "--force", "--", entry.path]);
-    return REMOVED;
-  }
-
-  async #reconcile(effect: Effect): Promise<Result> {
-    const { origin, path, branch, commit_sha } = effect.worktree;
-    const found = (presence: "present" | "missing", payload: object = {}): Result => ({
-      type: "reconciled",
-      payload: { presence, ...payload },
-    });
-    if (!there(path)) return found("missing");
-    const { listed, entry, said } = await this.#look(effect);
-    if (entry) return entry.prunable === undefined ? found("present", seen(entry)) : found("missing");
-    if (listed || effect.repository === undefined)
-      return found(origin === "registered" ? "present" : "missing");
-    this.#parts.log.warn(
-      { path, said },
-      "git cannot be asked: the folder is there, and nothing else is known",
-    );
-    return found("present", { branch: branch ?? undefined, commit: commit_sha ?? undefined });
-  }
-
-  /** What git lists at the worktree's path; `listed` false with what it said when it could not be asked. */
-  async #look(effect: Effect): Promise<{ listed: boolean; entry?: Listed | undefined; said?: string }> {
-    if (effect.repository === undefined) return { listed: false };
-    const found = await worktreesOf(effect.repository, this.#stop.signal);
-    if ("said" in found) return { listed: false, said: found.said };
-    const path = real(effect.worktree.path);
-    const entry = found.find((each) => each.path === path) ?? found.find((each) => real(each.path) === path);
-    return { listed: true, entry };
-  }
-
-  /** Run git in the repository. */
-  #git({ repository, worktree }: Effect, args: readonly string[], output?: string): Promise<Ran> {
-    return runGit(["-c", markOf(worktree.worktree_id), "-C", repository!, ...args], {
-      umask: this.#parts.umask,
-      signal: this.#stop.signal,
-      ...(output !== undefined && { output }),
-    });
-  }
-
-  /** Run the part of git that an intent is about: it goes on when the daemon is killed. */
-  #change(effect: Effect, args: readonly string[]): Promise<Ran> {
-    this.#folder();
-    return this.#git(effect, ["worktree", ...args], this.#outputOf(effect.worktree.worktree_id));
-  }
-
-  /** Wait until the git that a killed daemon left behind has ended; it has its ten minutes too. */
-  async #orphanEnded(worktree_id: string): Promise<void> {
-    const mark = markOf(worktree_id);
-    for (let waited = 0; !this.#stop.signal.aborted; waited += LOOK_MS) {
-      const pids = await processesWith(mark);
-      if (pids.length === 0) return;
-      if (waited >= LIMIT_MS) for (const pid of pids) end(pid, "SIGKILL");
-      await Bun.sleep(LOOK_MS);
-    }
-  }
-
-  /** Record an outcome. Returns false when it could not be recorded. */
-  async #record({ worktree, version }: Effect, { type, payload }: Result): Promise<boolean> {
-    const { queue, log } = this.#parts;
-    const { worktree_id } = worktree;
-    const command = daemonCommand(
-      `worktree.record_${type}`,
-      { worktree_id, ...payload },
-      `git ${worktree_id} ${version}`,
-    );
-    for (;;) {
-      const outcomes = await queue.submit({ commands: [command], atomic: false });
-      const [outcome] = isProblem(outcomes) ? [{ problem: outcomes }] : outcomes;
-      if (!("problem" in outcome!)) return true;
-      const { problem } = outcome;
-      if (problem.code !== "overloaded" && problem.code !== "read_only") {
-        log.error({ problem, worktree_id, type }, "the outcome of a git effect was refused");
-        return false;
-      }
-      if (this.#closed || queue.lost) return false;
-      await Promise.race([Bun.sleep(AGAIN_MS), this.#closing.promise]);
-    }
-  }
-
-  #noteOf(worktree_id: string): string {
-    return join(this.#parts.notes, worktree_id);
-  }
-
-  /** The file with what git says. */
-  #outputOf(worktree_id: string): string {
-    return join(this.#parts.notes, `${worktree_id}.txt`);
-  }
-
-  #folder(): void {
-    mkdirSync(this.#parts.notes, { recursive: true, mode: 0o700 });
-  }
-
-  /** From here on, what is at the path of a creation is ours, and what a removal leaves is its doing. */
-  #note(worktree_id: string): void {
-    this.#folder();
-    writeFileSync(this.#noteOf(worktree_id), "", { flush: true });
+/**
+ * Wait until the git that a killed daemon left behind has ended; it has its ten minutes too, then it is killed.
+ * @param id what it was marked with
+ * @param signal ends the wait
+ */
+export async function orphansEnded(id: string, signal: AbortSignal): Promise<void> {
+  for (let waited = 0; !signal.aborted; waited += LOOK_MS) {
+    const pids = await processesWith(markOf(id)[1]);
+    if (pids.length === 0) return;
+    if (waited >= LIMIT_MS) for (const pid of pids) end(pid, "SIGKILL");
+    await Bun.sleep(LOOK_MS);
   }
 }
 
-/** An option for git that does nothing but tell the process from any other. */
-const markOf = (worktree_id: string) => `mp.worktree=${worktree_id}`;
-
-/** That nothing came of an effect; nothing can be said of a look that could not be taken. */
-function notDone({ kind, worktree }: Effect, message: string): Result | undefined {
-  if (kind === "reconcile") return undefined;
-  return failed(worktree.status === "creating" ? "creation_failed" : "removal_failed", message);
-}
-
-/** Branch and commit of an entry, as outcomes tell them. */
-function seen({ branch, head }: Listed) {
-  // A branch that is too long for an event can only be one that another program made.
-  return { branch: branch?.slice(0, MOST_BRANCH).toWellFormed(), commit: head };
-}
-
-/** The ids of the processes whose command line has a word in it. */
+/** The ids of the processes that have a word as one of their arguments. */
 async function processesWith(word: string): Promise<number[]> {
   if (process.platform === "win32") return [];
   if (process.platform === "linux")
     return readdirSync("/proc")
-      .filter((name) => /^\d+$/.test(name) && commandLine(name).includes(word))
+      .filter((name) => /^\d+$/.test(name) && argumentsOf(name).includes(word))
       .map(Number);
   const child = Bun.spawn(["ps", "-axww", "-o", "pid=,command="], { stdout: "pipe", stderr: "ignore" });
   const lines = (await Bun.readableStreamToText(child.stdout)).split("\n");
-  return lines.filter((line) => line.includes(word)).map((line) => Number.parseInt(line, 10));
+  return lines.filter((line) => line.split(/\s+/).includes(word)).map((line) => Number.parseInt(line, 10));
 }
 
-function commandLine(pid: string): string {
+function argumentsOf(pid: string): string[] {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
   } catch {
-    return ""; // it has ended meanwhile
+    return []; // it has ended meanwhile
   }
 }

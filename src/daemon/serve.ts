@@ -20,7 +20,7 @@ import { buildRegistry } from "../kernel/registry.ts";
 import { Hub } from "../kernel/stream.ts";
 import { system } from "../kernel/system.ts";
 import { API_VERSION, VERSION } from "../version.ts";
-import { GitEffects } from "./git.ts";
+import { GitEffects } from "./git-effects.ts";
 import { claimDaemon } from "./handshake.ts";
 import { type DaemonInfo, removeInfo, writeInfo } from "./info.ts";
 import { Jobs } from "./jobs.ts";

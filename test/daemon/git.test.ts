@@ -16,7 +16,7 @@ import {
 } from "node:fs";
 import { hostname } from "node:os";
 import { dirname, join } from "node:path";
-import { parseWorktrees, runGit } from "../../src/daemon/git.ts";
+import { markOf, orphansEnded, parseWorktrees, runGit } from "../../src/daemon/git.ts";
 import { ask, type Fate, type Receipt, send } from "../crash/launch.ts";
 import { tempHome, waitFor } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
@@ -747,5 +747,34 @@ describe.skipIf(git === null)("an end of git that is not its own", () => {
     expect(ran).toMatchObject({ code: 3, killed: false });
     expect(ran.said.length).toBe(4_096);
     expect(ran.said).toMatch(/^\[31mred\nx+$/);
+  });
+
+  test("what it says has no credentials in it", async () => {
+    const words =
+      "fatal: unable to access 'https://ada:s3cret@example.org/x.git/': ssh://git@example.org/y a@b.c";
+    const ran = await runGit(["-c", `alias.talk=!echo "${words}" >&2; exit 3`, "talk"]);
+    expect(ran.said).toBe("fatal: unable to access 'https://example.org/x.git/': ssh://example.org/y a@b.c");
+  });
+
+  test("a run that a killed daemon left is waited for, and nobody who only speaks of it", async () => {
+    const id = crypto.randomUUID();
+    const mark = markOf(id)[1];
+    const others = Bun.spawn(["/bin/sh", "-c", `sleep 600; : ${mark}`], { detached: true });
+    const left = Bun.spawn(["/bin/sh", "-c", "read line", "git", mark], { stdin: "pipe" });
+    let over = false;
+    const ended = orphansEnded(id, AbortSignal.timeout(10_000)).then(() => {
+      over = true;
+    });
+    try {
+      await orphansEnded(crypto.randomUUID(), AbortSignal.timeout(10_000));
+      expect(over).toBe(false);
+      left.stdin.end();
+      await left.exited;
+      await ended;
+      expect(others.exitCode).toBeNull();
+    } finally {
+      process.kill(-others.pid, "SIGKILL");
+      left.kill();
+    }
   });
 });

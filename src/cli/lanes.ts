@@ -18,7 +18,7 @@ interface Lane {
 }
 
 const LANE = /^(?:([^:=]+)=)?([^:]+)(?::([^:]*))?(?::(\d*))?$/;
-const PAGE = 10_000;
+const PAGE = 1_000;
 
 /**
  * The lanes of `--lane` flags, or of one that holds them as JSON.

@@ -26,7 +26,18 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { foldCase, Id, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
+import {
+  foldCase,
+  Id,
+  LARGE_PAGE,
+  Name,
+  nullable,
+  object,
+  oneOf,
+  pageOf,
+  Seq,
+  Time,
+} from "../kernel/schema.ts";
 import { shut } from "./scope.ts";
 
 const NodeKind = oneOf("task", "session", "worktree", "artifact", "gate", "group", "comment");
@@ -544,6 +555,7 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
           next,
         };
       },
+      { largest: LARGE_PAGE },
     ),
   },
 });

@@ -27,7 +27,18 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { DEFAULT_PAGE, Id, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
+import {
+  DEFAULT_PAGE,
+  Id,
+  LARGE_PAGE,
+  Name,
+  nullable,
+  object,
+  oneOf,
+  pageOf,
+  Seq,
+  Time,
+} from "../kernel/schema.ts";
 import { shut } from "./scope.ts";
 
 const Status = oneOf("starting", "running", "idle", "waiting", "lost", "completed", "failed", "cancelled");
@@ -534,6 +545,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
       ),
       "Show sessions as trees: each followed by those below it, with the depth below the first of its tree.",
       tree,
+      { largest: LARGE_PAGE },
     ),
   },
 });

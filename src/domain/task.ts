@@ -26,7 +26,18 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { DEFAULT_PAGE, Id, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
+import {
+  DEFAULT_PAGE,
+  Id,
+  LARGE_PAGE,
+  Name,
+  nullable,
+  object,
+  oneOf,
+  pageOf,
+  Seq,
+  Time,
+} from "../kernel/schema.ts";
 import { shut } from "./scope.ts";
 
 const Status = oneOf(
@@ -1228,6 +1239,7 @@ export const task = aggregate(
       pageOf(object(shown)),
       "List the tasks that can be claimed now, in the order in which they are: by priority, then by age.",
       ready,
+      { largest: LARGE_PAGE },
     ),
     get: query(
       { task_id: Id },

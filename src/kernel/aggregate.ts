@@ -249,6 +249,8 @@ export interface QuerySpec<P extends TProperties = TProperties, A extends TSchem
   readonly params: TObject<P>;
   /** Schema of the whole answer. */
   readonly answer: A;
+  /** Rows of a page at most, where that is less than MAX_PAGE. */
+  readonly largest?: number;
 }
 
 /** A query that reads an aggregate's read model. The kernel's own queries are answered by the daemon instead. */
@@ -264,6 +266,8 @@ export interface ReadQuery<P extends TProperties = TProperties, A extends TSchem
  * @param doc one sentence
  * @param run reads and answers, without `as_of_seq`; a `Refused` where there is no such thing. Its last parameter is the
  *   time of the question, RFC 3339, for what depends on it (overdue, not before)
+ * @param largest rows of a page at most: LARGE_PAGE where a row takes more than one look-up, so that no page keeps others
+ *   waiting for long (SPEC §14)
  */
 export function query<P extends TProperties, A extends TSchema>(
   params: P,
@@ -274,8 +278,10 @@ export function query<P extends TProperties, A extends TSchema>(
     params: Static<TObject<P>> & { limit?: number; cursor?: string },
     at: string,
   ) => object | Refused,
+  { largest }: { readonly largest?: number } = {},
 ): ReadQuery<P, A> {
-  return { doc, version: 1, params: object(params), answer, run: run as ReadQuery["run"] };
+  const more = largest === undefined ? {} : { largest };
+  return { doc, version: 1, params: object(params), answer, run: run as ReadQuery["run"], ...more };
 }
 
 /** Why a decision went against the command. The reasons an aggregate can give are listed in its `reasons`. */

@@ -138,12 +138,17 @@ function withPaging(spec: QuerySpec): TObject {
   const paged = "next" in ((spec.answer as TObject).properties ?? {});
   return object({
     ...spec.params.properties,
-    ...(paged && { limit: Type.Optional(Limit), cursor: Type.Optional(Type.String({ maxLength: 512 })) }),
+    ...(paged && {
+      limit: Type.Optional(limitOf(spec)),
+      cursor: Type.Optional(Type.String({ maxLength: 512 })),
+    }),
     min_seq: Type.Optional(Seq),
   });
 }
 
-const Limit = Type.Integer({ minimum: 1, maximum: MAX_PAGE });
+function limitOf({ largest = MAX_PAGE }: QuerySpec) {
+  return Type.Integer({ minimum: 1, maximum: largest });
+}
 
 function checkChain(type: string, current: number, older: OlderVersions): void {
   const versions = Object.keys(older)

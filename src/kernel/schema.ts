@@ -77,6 +77,8 @@ export function nullable<T extends TSchema>(schema: T) {
 /** Rows of a page when the caller asks for no other number, and at most (SPEC §10). */
 export const DEFAULT_PAGE = 100;
 export const MAX_PAGE = 10_000;
+/** At most where a row takes more than one look-up. */
+export const LARGE_PAGE = 1_000;
 
 /** A page of rows as every list query answers it (SPEC §3). */
 export function pageOf<T extends TSchema>(item: T) {

@@ -92,7 +92,7 @@ function loads(made: WorkLogResult, rounds: number): Load[] {
   ];
   return [
     {
-      name: "board.snapshot, a page of 1,000",
+      name: "board.snapshot, its largest page (1,000)",
       asks: query("board.snapshot", { board_id, limit: LARGE_PAGE }),
       read: nodes(LARGE_PAGE),
     },
@@ -115,6 +115,11 @@ function loads(made: WorkLogResult, rounds: number): Load[] {
       name: "session.tree, a page of 100",
       asks: query("session.tree", { root, limit: PAGE }),
       read: tree(PAGE),
+    },
+    {
+      name: "session.tree, its largest page (1,000)",
+      asks: query("session.tree", { root, limit: LARGE_PAGE }),
+      read: tree(LARGE_PAGE),
     },
     {
       name: "session.tree, all 10,000 in pages of 1,000",

@@ -994,7 +994,7 @@ describe("snapshot", () => {
         else if (event_type === "board.node_removed") held.delete(node_id);
         else if (held.has(node_id)) held.set(node_id, { node_id, lane_id, rank });
       }
-      const { nodes } = it.query<Snapshot>("board.snapshot", { board_id: B, limit: 10_000 });
+      const { nodes } = it.query<Snapshot>("board.snapshot", { board_id: B, limit: 1_000 });
       expect(inOrder(held.values())).toEqual(inOrder(nodes));
     }
   });

@@ -7,7 +7,7 @@
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
 import { registry } from "./domain.ts";
-import { INTERRUPTED, TERMINATED } from "./exit.ts";
+import { INTERRUPTED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import type { Column, Output } from "./output.ts";
 import { usage } from "./parse.ts";
@@ -42,7 +42,7 @@ interface Snapshot {
   readonly next: string | null;
 }
 
-/** As many as a page can have (SPEC §10). */
+/** As many as a page of a snapshot can have. */
 const PAGE = 1_000;
 /** Cards of a lane that a terminal shows when nobody says how many. */
 const CARDS = 20;
@@ -186,12 +186,8 @@ async function follow(
   if (isProblem(target)) return target;
   const { tail } = await import("../client/tail.ts");
   const stop = new AbortController();
-  let ending = INTERRUPTED;
   process.once("SIGINT", () => stop.abort());
-  process.once("SIGTERM", () => {
-    ending = TERMINATED;
-    stop.abort();
-  });
+  process.once("SIGTERM", () => stop.abort());
   const show = async (whole: Snapshot) => {
     const lines = (await draw(whole, cardsOf(whole, given), most, out.colour)).split("\n");
     const rows = (process.stdout.rows || lines.length) - 1;
@@ -220,7 +216,7 @@ async function follow(
     if (stale === undefined) void redraw();
     else stale = true;
   }
-  return failed ?? ending;
+  return failed ?? INTERRUPTED;
 }
 
 /** Can an event of this subject change what the board shows? */

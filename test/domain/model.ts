@@ -160,19 +160,27 @@ export interface Fresh {
 
 export type Answer =
   | { readonly events: readonly (readonly [stream: string, type: string])[]; readonly result: object }
-  | { readonly refused: string; readonly details: object };
+  | Refusal;
+
+interface Refusal {
+  readonly refused: string;
+  readonly details: object;
+  /** Stands against the command as well, and SPEC does not say which of the two is told. */
+  readonly or?: Refusal | undefined;
+}
 
 /** What stands against a command: a reason of the catalogue, or `not_found`. */
 class Against extends Error {
   constructor(
     readonly reason: string,
     readonly details: object,
+    readonly or?: Refusal,
   ) {
     super(reason);
   }
 }
-function no(reason: string, details: object = {}): never {
-  throw new Against(reason, details);
+function no(reason: string, details: object = {}, or?: Refusal): never {
+  throw new Against(reason, details, or);
 }
 const none = (kind: string, id: string) => no("not_found", { kind, id });
 
@@ -252,12 +260,11 @@ export function world() {
   function never({ status: from }: Session, to: string) {
     no("session.invalid_transition", { from, to, allowed: SESSION[from] });
   }
-  /** A session that is to take something of a workspace. */
-  function taker(session_id: string, home: string, first: () => void = () => undefined) {
+  /** A session that is to take something of a workspace; `or`: what stands against that as well. */
+  function taker(session_id: string, home: string, or?: Refusal) {
     const { workspace_id, status } = sessions.get(session_id) ?? none("session", session_id);
-    first();
-    if (workspace_id !== home) no("session.other_workspace", { session_id, workspace_id });
-    if (!LIVE.includes(status)) no("session.not_live", { session_id, status });
+    if (workspace_id !== home) no("session.other_workspace", { session_id, workspace_id }, or);
+    if (!LIVE.includes(status)) no("session.not_live", { session_id, status }, or);
   }
 
   // ── Worktrees ──
@@ -297,9 +304,12 @@ export function world() {
   }
   function enter(it: Worktree, session_id: string) {
     open(it.workspace_id, it.project_id);
-    taker(session_id, it.workspace_id, () => {
-      if (it.status !== "present") no("worktree.not_present", { status: it.status });
-    });
+    const gone: Refusal | undefined =
+      it.status === "present"
+        ? undefined
+        : { refused: "worktree.not_present", details: { status: it.status } };
+    taker(session_id, it.workspace_id, gone);
+    if (gone) no(gone.refused, gone.details);
   }
   function writer(it: Worktree, session_id: string) {
     enter(it, session_id);
@@ -1017,7 +1027,7 @@ export function world() {
         return { events: told, result };
       } catch (error) {
         if (!(error instanceof Against)) throw error;
-        return { refused: error.reason, details: error.details };
+        return { refused: error.reason, details: error.details, or: error.or };
       }
     },
     /** The internal commands that are due, in the order in which they are given. */

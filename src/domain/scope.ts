@@ -21,3 +21,19 @@ export function shut(find: Find, { workspace_id = "", project_id }: Scope): Refu
     return reject("project.other_workspace", { project_id, workspace_id: project.workspace_id });
   return project.status === "archived" ? reject("project.archived", { project_id }) : undefined;
 }
+
+/** The statuses of a session that is there, and so can take something. */
+const LIVE: readonly string[] = ["starting", "running", "idle", "waiting"];
+
+/**
+ * Why a session can take nothing in a workspace: it must be there, lie in it, and be live. What it gives back does not ask.
+ * @returns undefined when it can
+ */
+export function unfit(find: Find, session_id: string, workspace_id: string | undefined): Refused | undefined {
+  const session = find.one("sessions", { session_id });
+  if (!session) return missing("session", session_id);
+  if (session.workspace_id !== workspace_id)
+    return reject("session.other_workspace", { session_id, workspace_id: session.workspace_id });
+  const { status } = session;
+  return LIVE.includes(status) ? undefined : reject("session.not_live", { session_id, status });
+}

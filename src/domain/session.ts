@@ -39,6 +39,7 @@ import {
   Seq,
   Time,
 } from "../kernel/schema.ts";
+import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut } from "./scope.ts";
 
 const Status = oneOf("starting", "running", "idle", "waiting", "lost", "completed", "failed", "cancelled");
@@ -52,14 +53,7 @@ const EndReason = Type.String({ maxLength: 128 });
 const ExitCode = Type.Integer({ minimum: -2_147_483_648, maximum: 4_294_967_295 });
 const Agent = object({ name: Name, version: Type.Optional(Name), model: Type.Optional(Name) });
 const Epoch = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
-const DEFAULT_TTL_MS = 300_000;
-/** What the milliseconds of a lease count from. */
-const UNIX_START = "1970-01-01T00:00:00.000Z";
-const Ttl = Type.Integer({
-  minimum: 1_000,
-  maximum: 86_400_000,
-  description: `how long it lives without a heartbeat, in milliseconds: 1000 to 86400000, ${DEFAULT_TTL_MS} when absent`,
-});
+const Ttl = ttl("it lives without a heartbeat");
 const Leased = object({ epoch: Seq, expires_at: Time });
 
 type Status = Static<typeof Status>;
@@ -520,10 +514,9 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
       (read, { session_id }) => {
         const row = read.one("sessions", { session_id });
         if (!row) return missing("session", session_id);
-        const lease = read.one("leases", { stream: `session/${session_id}` });
         return {
           ...row,
-          expires_at: lease ? later(UNIX_START, lease.expires_at) : null,
+          expires_at: endOf(read, `session/${session_id}`) ?? null,
           attachments: read
             .all("worktree_attachments", { session_id })
             .map(({ worktree_id, mode }) => ({ worktree_id, mode })),

@@ -38,7 +38,8 @@ import {
   Seq,
   Time,
 } from "../kernel/schema.ts";
-import { shut } from "./scope.ts";
+import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
+import { shut, unfit } from "./scope.ts";
 
 const Status = oneOf(
   "queued",
@@ -54,9 +55,6 @@ const Status = oneOf(
 const LEAST_URGENT = 4;
 const DEFAULT_PRIORITY = 2;
 const DEFAULT_ATTEMPTS = 3;
-const DEFAULT_TTL_MS = 300_000;
-/** What the milliseconds of a lease count from. */
-const UNIX_START = "1970-01-01T00:00:00.000Z";
 /** What a task can depend on from the start: more does not fit into its event. */
 const MAX_DEPENDS_ON = 1_000;
 
@@ -72,11 +70,7 @@ const Failure = object({ class: Name, message: Words });
 /** Any JSON object: what came of the work, in the words of who did it. */
 const Result = Type.Object({});
 const Epoch = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
-const Ttl = Type.Integer({
-  minimum: 1_000,
-  maximum: 86_400_000,
-  description: `how long the claim lasts without a renewal, in milliseconds: 1000 to 86400000, ${DEFAULT_TTL_MS} when absent`,
-});
+const Ttl = ttl("the claim lasts without a renewal");
 const BlockedOn = oneOf("policy", "approval", "user_input");
 
 type Status = Static<typeof Status>;
@@ -304,19 +298,6 @@ function stale(state: State, epoch: number, to: Status): Refused | undefined {
   return reject("task.stale_epoch", { epoch, current: state.epoch });
 }
 
-const LIVE: readonly string[] = ["starting", "running", "idle", "waiting"];
-
-/** Why a session may not take a task of this workspace. */
-function unfit(find: Find, session_id: string, workspace_id: string | undefined): Refused | undefined {
-  const session = find.one("sessions", { session_id });
-  if (!session) return missing("session", session_id);
-  if (session.workspace_id !== workspace_id)
-    return reject("session.other_workspace", { session_id, workspace_id: session.workspace_id });
-  return LIVE.includes(session.status)
-    ? undefined
-    : reject("session.not_live", { session_id, status: session.status });
-}
-
 /** Why these tasks are nothing to depend on for one of this workspace: each must be there, and in it. */
 function foreign(find: Find, ids: readonly string[], workspace_id: string | undefined): Refused | undefined {
   if (ids.length === 0) return undefined;
@@ -388,12 +369,6 @@ function trail(came: ReadonlyMap<string, string | undefined>, from: string): str
   const way: string[] = [];
   for (let at: string | undefined = from; at !== undefined; at = came.get(at)) way.push(at);
   return way;
-}
-
-/** Until when the claim of a task lasts, RFC 3339; now when its lease is gone. */
-function endOf({ one }: Pick<Find, "one">, task_id: string, at: string): string {
-  const lease = one("leases", { stream: `task/${task_id}` });
-  return lease ? later(UNIX_START, lease.expires_at) : at;
 }
 
 // ── The queue ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -694,7 +669,12 @@ function get(read: Read, { task_id }: { readonly task_id: string }, at: string) 
     claim:
       claim_session_id === null
         ? null
-        : { session_id: claim_session_id, epoch, attempt: row.attempt, expires_at: endOf(read, task_id, at) },
+        : {
+            session_id: claim_session_id,
+            epoch,
+            attempt: row.attempt,
+            expires_at: endOf(read, `task/${task_id}`) ?? at,
+          },
     result: told?.result ? (JSON.parse(told.result) as object) : null,
     why: why(read, row, at),
   };
@@ -952,7 +932,7 @@ export const task = aggregate(
       const { claim, attempt: attempts } = state;
       if (claim) {
         const { epoch, session_id: holder } = claim;
-        const expires_at = endOf(find, id, at);
+        const expires_at = endOf(find, `task/${id}`) ?? at;
         if (holder === session_id)
           return { events: [], result: { task_id: id, epoch, attempt: attempts, expires_at } };
         const retry_after_ms = Math.max(0, between(at, expires_at));

@@ -11,6 +11,7 @@ import {
   aggregate,
   between,
   born,
+  type Context,
   command,
   event,
   type Find,
@@ -25,7 +26,8 @@ import {
   touched,
 } from "../kernel/aggregate.ts";
 import { Id, nullable, object, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
-import { shut } from "./scope.ts";
+import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
+import { shut, unfit } from "./scope.ts";
 
 const Status = oneOf("creating", "present", "missing", "failed", "removing", "removed");
 const Mode = oneOf("read", "write");
@@ -34,12 +36,7 @@ const Host = Type.String({ minLength: 1, maxLength: 255 });
 const Said = Type.String({ maxLength: 4_096 });
 const Commit = Type.String({ maxLength: 64 });
 const Reason = Type.String({ minLength: 1, maxLength: 1_024 });
-const TTL_MS = 300_000;
-const Ttl = Type.Integer({
-  minimum: 1_000,
-  maximum: 86_400_000,
-  description: `how long the lock lasts without a renewal, in milliseconds: 1000 to 86400000, ${TTL_MS} when absent`,
-});
+const Ttl = ttl("the lock lasts without a renewal");
 
 /** What no text that git gets may hold: controls, also those that turn the text of a line around, and what git refuses. */
 const never = "\\u0000-\\u0020\\u007f-\\u009f\\u202a-\\u202e\\u2066-\\u2069:?*\\[\\\\";
@@ -142,7 +139,6 @@ interface Worktree {
   readonly origin: "created" | "registered";
   /** The status to go back to when a removal fails. */
   readonly before: "present" | "missing";
-  readonly attachments: Readonly<Record<string, "read" | "write">>;
   readonly lock: Lock;
 }
 
@@ -150,8 +146,7 @@ const absent: Worktree = {
   status: "absent",
   origin: "created",
   before: "present",
-  attachments: {},
-  lock: { status: "free", epoch: 0, ttl_ms: TTL_MS },
+  lock: { status: "free", epoch: 0, ttl_ms: DEFAULT_TTL_MS },
 };
 
 const place = (host: string, path: string) => `${host}:${path}`;
@@ -166,33 +161,35 @@ function unplaceable(find: Find, host: string, project_id: string, path: string)
   return there && reject("worktree.path_taken", { worktree_id: there.worktree_id });
 }
 
-/** Why a session can take nothing in a worktree: the parents first, then the worktree, then the session. */
-function barred(find: Find, scope: Scope, state: Worktree, session_id: string): Refused | undefined {
-  const refused = shut(find, scope);
-  if (refused) return refused;
-  const session = find.one("sessions", { session_id });
-  if (!session) return missing("session", session_id);
-  if (state.status !== "present") return reject("worktree.not_present", { status: state.status });
-  const { workspace_id, status } = session;
-  if (workspace_id !== scope.workspace_id)
-    return reject("session.other_workspace", { session_id, workspace_id });
-  return ["starting", "running", "idle", "waiting"].includes(status)
-    ? undefined
-    : reject("session.not_live", { session_id, status });
+/** Why a session can take nothing in a worktree: the parents first, then the session, then the worktree. */
+function barred(find: Find, scope: Scope, { status }: Worktree, session_id: string): Refused | undefined {
+  return (
+    shut(find, scope) ??
+    unfit(find, session_id, scope.workspace_id) ??
+    (status === "present" ? undefined : reject("worktree.not_present", { status }))
+  );
+}
+
+/** How a session is attached to a worktree; undefined when it is not. */
+function modeOf(find: Find, worktree_id: string, session_id: string): "read" | "write" | undefined {
+  return find.one("worktree_attachments", { worktree_id, session_id })?.mode;
 }
 
 /** Why a session may not have the writer lock, whoever has it now. */
-function unfit(find: Find, scope: Scope, state: Worktree, session_id: string): Refused | undefined {
+function barredFromLock(
+  { find, scope, id }: Context,
+  state: Worktree,
+  session_id: string,
+): Refused | undefined {
   const refused = barred(find, scope, state, session_id);
   if (refused) return refused;
-  const mode = state.attachments[session_id] ?? null;
+  const mode = modeOf(find, id, session_id) ?? null;
   return mode === "write" ? undefined : reject("worktree.not_attached", { session_id, mode });
 }
 
 /** Until when the lock of a worktree is held, RFC 3339; the present where it is not known. */
-function endOf(find: Pick<Find, "one">, worktree_id: string, at: string): string {
-  const lease = find.one("leases", { stream: `worktree/${worktree_id}` });
-  return lease ? later("1970-01-01T00:00:00.000Z", lease.expires_at) : at;
+function heldUntil(find: Pick<Find, "one">, worktree_id: string, at: string): string {
+  return endOf(find, `worktree/${worktree_id}`) ?? at;
 }
 
 function writerHeld(holder: string, epoch: number, expires_at: string, at: string): Refused {
@@ -202,17 +199,21 @@ function writerHeld(holder: string, epoch: number, expires_at: string, at: strin
 
 const stale = (epoch: number, current: number) => reject("worktree.stale_epoch", { epoch, current });
 
-/** The events by which a session goes: its lock first. */
-function going({ attachments, lock }: Worktree, session_id: string) {
-  if (attachments[session_id] === undefined) return [];
-  const { epoch } = lock;
-  return [
-    ...(lock.status === "held" && lock.session_id === session_id
-      ? [{ type: "writer_released" as const, payload: { session_id, epoch } }]
-      : []),
-    { type: "detached" as const, payload: { session_id } },
-  ];
+/** The release of the lock that a session holds; nothing when it holds none. */
+function released({ lock: { status, epoch, session_id: holder } }: Worktree, session_id: string) {
+  return status === "held" && holder === session_id
+    ? [{ type: "writer_released" as const, payload: { session_id, epoch } }]
+    : [];
 }
+
+/** The events by which a session goes: its lock first. */
+function going({ find, id }: Context, state: Worktree, session_id: string) {
+  if (modeOf(find, id, session_id) === undefined) return [];
+  return [...released(state, session_id), { type: "detached" as const, payload: { session_id } }];
+}
+
+/** How many sessions a refusal names. */
+const MAX_NAMED = 100;
 
 const held = object({ epoch: Seq, expires_at: Time });
 const one = { worktree_id: Id };
@@ -361,13 +362,15 @@ export const worktree = aggregate(
     },
     register: (_, { project_id, path, branch }, { find, host }) =>
       unplaceable(find, host, project_id, path) ?? [{ type: "registered", payload: { host, path, branch } }],
-    remove(state, { force = false }, { find, scope: { workspace_id } }) {
+    remove(state, { force = false }, { find, id, scope: { workspace_id } }) {
       if (state.status === "removed" || state.status === "removing") return [];
       // An archived project may be tidied up: it can never be opened again.
       const refused = shut(find, { workspace_id });
       if (refused) return refused;
       if (state.status === "creating") return reject("worktree.not_present", { status: state.status });
-      const sessions = Object.keys(state.attachments).sort();
+      const sessions = find
+        .all("worktree_attachments", { worktree_id: id }, { limit: MAX_NAMED })
+        .map(({ session_id }) => session_id);
       if (sessions.length > 0) return reject("worktree.has_attachments", { sessions });
       return state.origin === "registered" || state.status === "failed"
         ? [{ type: "removed", payload: {} }]
@@ -380,26 +383,23 @@ export const worktree = aggregate(
         ? [{ type: "reconciliation_started", payload: {} }]
         : reject("worktree.not_present", { status });
     },
-    attach(state, { session_id, mode }, { find, scope }) {
+    attach(state, { session_id, mode }, { find, scope, id }) {
       const refused = barred(find, scope, state, session_id);
       if (refused) return refused;
-      if (state.attachments[session_id] === mode) return [];
-      const { status, epoch, session_id: holder } = state.lock;
-      return [
-        ...(status === "held" && holder === session_id
-          ? [{ type: "writer_released" as const, payload: { session_id, epoch } }]
-          : []),
-        { type: "attached", payload: { session_id, mode } },
-      ];
+      if (modeOf(find, id, session_id) === mode) return [];
+      return [...released(state, session_id), { type: "attached", payload: { session_id, mode } }];
     },
-    detach: (state, { session_id }, { find }) =>
-      find.one("sessions", { session_id }) ? going(state, session_id) : missing("session", session_id),
-    lock_writer(state, { session_id, ttl_ms = TTL_MS }, { find, scope, id, at }) {
-      const refused = unfit(find, scope, state, session_id);
+    detach: (state, { session_id }, context) =>
+      context.find.one("sessions", { session_id })
+        ? going(context, state, session_id)
+        : missing("session", session_id),
+    lock_writer(state, { session_id, ttl_ms = DEFAULT_TTL_MS }, context) {
+      const refused = barredFromLock(context, state, session_id);
       if (refused) return refused;
+      const { find, id, at } = context;
       const { lock } = state;
       if (lock.status === "held") {
-        const expires_at = endOf(find, id, at);
+        const expires_at = heldUntil(find, id, at);
         return lock.session_id === session_id
           ? { events: [], result: { epoch: lock.epoch, expires_at } }
           : writerHeld(lock.session_id!, lock.epoch, expires_at, at);
@@ -412,42 +412,44 @@ export const worktree = aggregate(
     },
     renew_writer({ lock }, { session_id, epoch }, { find, id, at }) {
       if (lock.status !== "held" || lock.epoch !== epoch) return stale(epoch, lock.epoch);
-      if (lock.session_id !== session_id) return writerHeld(lock.session_id!, epoch, endOf(find, id, at), at);
+      if (lock.session_id !== session_id)
+        return writerHeld(lock.session_id!, epoch, heldUntil(find, id, at), at);
       return { events: [], result: { epoch, expires_at: later(at, lock.ttl_ms) } };
     },
     release_writer({ lock }, { session_id, epoch }, { find, id, at }) {
       if (lock.session_id === undefined || lock.epoch !== epoch) return stale(epoch, lock.epoch);
       if (lock.session_id !== session_id)
         return lock.status === "held"
-          ? writerHeld(lock.session_id, epoch, endOf(find, id, at), at)
+          ? writerHeld(lock.session_id, epoch, heldUntil(find, id, at), at)
           : stale(epoch, lock.epoch);
       // Who had it last may give it back after it ran out: nobody has had it since.
       return lock.status === "free" ? [] : [{ type: "writer_released", payload: { session_id, epoch } }];
     },
-    steal_writer(state, { session_id, expected_epoch, reason }, { find, scope, id, at }) {
-      const refused = unfit(find, scope, state, session_id);
+    steal_writer(state, { session_id, expected_epoch, reason }, context) {
+      const refused = barredFromLock(context, state, session_id);
       if (refused) return refused;
+      const { find, id, at } = context;
       const { lock } = state;
       if (lock.epoch !== expected_epoch) return stale(expected_epoch, lock.epoch);
       if (lock.status === "held" && lock.session_id === session_id)
-        return { events: [], result: { epoch: lock.epoch, expires_at: endOf(find, id, at) } };
+        return { events: [], result: { epoch: lock.epoch, expires_at: heldUntil(find, id, at) } };
       const epoch = lock.epoch + 1;
       const from_session_id = lock.status === "held" ? lock.session_id : undefined;
       return {
         events: [
           {
             type: "writer_stolen",
-            payload: { session_id, from_session_id, epoch, expected_epoch, ttl_ms: TTL_MS, reason },
+            payload: { session_id, from_session_id, epoch, expected_epoch, ttl_ms: DEFAULT_TTL_MS, reason },
           },
         ],
-        result: { epoch, expires_at: later(at, TTL_MS) },
+        result: { epoch, expires_at: later(at, DEFAULT_TTL_MS) },
       };
     },
     expire_writer: ({ lock }, { epoch }) =>
       lock.status === "held" && lock.epoch === epoch
         ? [{ type: "writer_expired", payload: { session_id: lock.session_id!, epoch } }]
         : [],
-    leave: (state, { session_id }) => going(state, session_id),
+    leave: (state, { session_id }, context) => going(context, state, session_id),
     // An outcome is recorded once: told again, or after a start has settled it, it changes nothing.
     record_created: ({ status }, { branch, commit }) =>
       status === "creating" ? [{ type: "created", payload: { branch, commit } }] : [],
@@ -475,14 +477,9 @@ export const worktree = aggregate(
     removal_failed: (state) => ({ ...state, status: state.before }),
     reconciliation_started: (state) => state,
     reconciled: (state, { presence }) => ({ ...state, status: presence }),
-    attached: (state, { session_id, mode }) => ({
-      ...state,
-      attachments: { ...state.attachments, [session_id]: mode },
-    }),
-    detached(state, { session_id }) {
-      const { [session_id]: _, ...attachments } = state.attachments;
-      return { ...state, attachments };
-    },
+    // Who is attached is looked up where it is needed: there may be thousands.
+    attached: (state) => state,
+    detached: (state) => state,
     writer_locked: (state, { session_id, epoch, ttl_ms }) => ({
       ...state,
       lock: { status: "held", session_id, epoch, ttl_ms },
@@ -681,7 +678,7 @@ function heldFrom(event: Of & { payload: { session_id: string; epoch: number } }
 /** Who holds the lock as queries show it; null when nobody does. */
 function writerOf(find: Pick<Find, "one">, row: Row, at: string) {
   const { worktree_id, writer_session_id: session_id, writer_epoch: epoch } = row;
-  return session_id === null ? null : { session_id, epoch, expires_at: endOf(find, worktree_id, at) };
+  return session_id === null ? null : { session_id, epoch, expires_at: heldUntil(find, worktree_id, at) };
 }
 
 /** A path and every folder above it. */

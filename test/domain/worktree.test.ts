@@ -469,6 +469,18 @@ describe("attach and detach", () => {
     }
   });
 
+  test("however many sessions are attached, a refusal names a hundred of them, and each can go", () => {
+    const many = Array.from({ length: 120 }, (_, n) => uuid(1_000 + n));
+    const it = kernel();
+    it.tell([...world, ...present, ...many.flatMap((id) => [spawned(id), attached(id)])]);
+    const refused = it.run("worktree.remove", one);
+    expect("problem" in refused && refused.problem.details).toEqual({ sessions: many.slice(0, 100) });
+    for (const session_id of many) it.run("worktree.detach", { ...one, session_id });
+    expect(it.run("worktree.remove", one)).toHaveProperty("receipt");
+    // The state of a stream holds none of them: folding one that thousands came to and left costs no more than its events.
+    expect(JSON.stringify(it.folded(`worktree/${T}`))).not.toContain(many[0]!);
+  });
+
   test("one with sessions is not removed, and says which they are", () => {
     given(worktree, ...shared)
       .when("remove", { ...one, force: true })

@@ -1,0 +1,27 @@
+/**
+ * What the leases of the domain have in common (SPEC §8): the claim of a task, the writer lock of a worktree, the heartbeat of
+ * a session. How long one may last, and until when one does. That a lease is there, and whose it is, follows from the log and
+ * is each aggregate's own matter; only its end, which renewals put off, is looked up here.
+ */
+import { Type } from "typebox";
+import { type Find, later } from "../kernel/aggregate.ts";
+
+/** How long a lease lasts when the command does not say, in milliseconds. */
+export const DEFAULT_TTL_MS = 300_000;
+
+const UNIX_START = "1970-01-01T00:00:00.000Z";
+
+/** The schema of a ttl: a second to a day, in milliseconds. `what` says what lasts so long, and without what. */
+export function ttl(what: string) {
+  return Type.Integer({
+    minimum: 1_000,
+    maximum: 86_400_000,
+    description: `how long ${what}, in milliseconds: 1000 to 86400000, ${DEFAULT_TTL_MS} when absent`,
+  });
+}
+
+/** Until when the lease of a stream lasts unless it is renewed, RFC 3339; undefined when it has none. */
+export function endOf({ one }: Pick<Find, "one">, stream: string): string | undefined {
+  const lease = one("leases", { stream });
+  return lease && later(UNIX_START, lease.expires_at);
+}

@@ -15,6 +15,7 @@ import {
   type Context,
   type Event,
   isRefused,
+  type Lease,
   missing,
   type Refused,
   type Scope,
@@ -277,7 +278,7 @@ export class Executor {
     const id = this.#subject(entry, command.payload, asked);
     if (isRefused(id)) return { problem: this.#refusal(id, command) };
     const stream = `${kind}/${id}`;
-    const { version: actual } = this.#load(entry, stream);
+    const { version: actual, state } = this.#load(entry, stream);
     if (actual === 0 && !entry.spec.creates) return { problem: this.#refusal(missing(kind, id), command) };
     const { expected_version: expected } = command;
     if (expected !== undefined && expected !== actual)
@@ -312,7 +313,7 @@ export class Executor {
       version: asked.streams.get(stream)?.after.version ?? actual,
       result: decided.result,
       events: asked.events.map((each) => each.event),
-      ...(entry.spec.renews && { renews: { stream, now } }),
+      ...(entry.spec.renews && { renews: { stream, lease: entry.aggregate.lease?.of(state as never), now } }),
     });
   }
 
@@ -512,8 +513,8 @@ export class Executor {
       version: number;
       result: object;
       events: readonly Event[];
-      /** It only renewed the lease of this stream. */
-      renews?: { readonly stream: string; readonly now: number };
+      /** It only renewed the lease of this stream, which accepting it says is there. */
+      renews?: { readonly stream: string; readonly lease: Lease | undefined; readonly now: number };
     },
   ): Outcome {
     const { command_id, version, result, events } = done;
@@ -530,7 +531,9 @@ export class Executor {
     });
     if (done.renews) {
       const { principal, idempotency_key: key, fingerprint } = command;
-      this.#leases.renew(done.renews.stream, done.renews.now, { principal, key, fingerprint, receipt });
+      const { stream, lease, now } = done.renews;
+      if (!lease) throw new Error(`${command.type} renews a lease that is not there`);
+      this.#leases.renew(stream, lease, now, { principal, key, fingerprint, receipt });
       return { receipt, replayed: false };
     }
     const last = events.at(-1);

@@ -43,18 +43,32 @@ export class Leases {
       .run(stream, epoch, ttl_ms, now + ttl_ms, grace ? 1 : 0);
   }
 
-  /** Put off the end of a lease by its ttl from now, and remember the renewal for its retry. */
+  /**
+   * Put off the end of a lease by its ttl from now, and remember the renewal for its retry. What stands in the log is what
+   * counts: a lease whose row was lost has one again.
+   */
   renew(
     stream: string,
+    { epoch, ttl_ms, grace = true }: Lease,
     now: number,
     renewal: Renewal & { readonly principal: string; readonly key: string },
   ): void {
     this.db
       .query(
-        `UPDATE leases SET expires_at = ? + ttl_ms, renewal_principal = ?, renewal_key = ?, renewal_fingerprint = ?,
-         renewal_receipt = ? WHERE stream = ?`,
+        `INSERT OR REPLACE INTO leases (stream, epoch, ttl_ms, expires_at, grace, renewal_principal, renewal_key,
+         renewal_fingerprint, renewal_receipt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
       )
-      .run(now, renewal.principal, renewal.key, renewal.fingerprint, renewal.receipt, stream);
+      .run(
+        stream,
+        epoch,
+        ttl_ms,
+        now + ttl_ms,
+        grace ? 1 : 0,
+        renewal.principal,
+        renewal.key,
+        renewal.fingerprint,
+        renewal.receipt,
+      );
   }
 
   /** The renewal that was the last of its lease, by its key. */

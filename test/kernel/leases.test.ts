@@ -377,6 +377,17 @@ describe("a renewal", () => {
     expect(leases(kernel).map((row) => row.renewal_key)).toEqual(["r1", "r1"]);
   });
 
+  test("of a lease whose row was lost gives it a new one: what holds it ends again", () => {
+    const { kernel, clock, lock_id, take } = withLock();
+    take();
+    kernel.db.run("DELETE FROM leases");
+    clock.now += 300;
+    kernel.done("lock.hold", { lock_id, epoch: 1 }, { idempotency_key: "r1" });
+    expect(leases(kernel)).toMatchObject([{ epoch: 1, ttl_ms: 1_000, expires_at: 1_300, renewal_key: "r1" }]);
+    clock.now += 1_000;
+    expect(expired(kernel)?.length).toBe(1);
+  });
+
   test("of two leases in one batch, and twice of one, are each their own", () => {
     const { kernel, lock_id, take, clock } = withLock();
     take();

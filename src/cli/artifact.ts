@@ -13,10 +13,10 @@ import { connect } from "../client/client.ts";
 import { codeOf, failureOf, unavailable } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { type Args, asking, changing, type Ending, type Values, type Verb, verb } from "./command.ts";
-import { INTERRUPTED } from "./exit.ts";
+import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import { idOf } from "./names.ts";
-import { type Output, writeAll } from "./output.ts";
+import type { Output } from "./output.ts";
 import { usage } from "./parse.ts";
 
 /** The verbs of artifacts that are not derived. */
@@ -270,8 +270,8 @@ async function download(
   const body = response.body ?? new Blob().stream();
   try {
     if (toOutput) {
-      const came = await poured(body, (chunk) => print(chunk, out), signal);
-      return out.gone || came.digest === digest ? undefined : mismatch(digest, came.digest);
+      const came = await poured(body, (chunk) => out.print(chunk), signal);
+      return out.gone || out.failed || came.digest === digest ? undefined : mismatch(digest, came.digest);
     }
     const size = await written(body, path, digest, values.force, signal);
     if (isProblem(size)) return size;
@@ -280,13 +280,13 @@ async function download(
     return undefined;
   } catch (error) {
     if (error instanceof Unwritable)
-      return problem(
-        "internal",
-        `${toOutput ? "standard output" : path} cannot be written: ${error.message}`,
-        {
-          hint: "give another --output, or make room",
-        },
-      );
+      return problem("internal", `${path} cannot be written: ${error.message}`, {
+        hint: "give another --output, or make room",
+      });
+    if (error instanceof Error && error.name === "TimeoutError")
+      return problem("timeout", `not all of it came within ${values.timeout} ms`, {
+        hint: "allow more time with --timeout",
+      });
     return unavailable(at, failureOf(error), codeOf(error));
   }
 }
@@ -373,18 +373,6 @@ async function write(file: FileHandle, chunk: Uint8Array): Promise<true> {
   return true;
 }
 
-/** Bytes to stdout; false once nobody reads any more. */
-async function print(chunk: Uint8Array, out: Output): Promise<boolean> {
-  try {
-    await writeAll("stdout", chunk);
-    return true;
-  } catch (error) {
-    if (errno(error) !== "EPIPE") return unwritable(error);
-    out.gone = true;
-    return false;
-  }
-}
-
 /** A file of the user's cannot be written; its message is the code. */
 class Unwritable extends Error {}
 
@@ -404,19 +392,23 @@ function mismatch(digest: string, actual: string): Problem {
   });
 }
 
-/** Run something that Ctrl-C ends cleanly. */
+/** Run something that Ctrl-C and SIGTERM end cleanly: nothing half-made stays. */
 async function interruptible(work: (signal: AbortSignal) => Promise<Ending>): Promise<Ending> {
   const stop = new AbortController();
-  const abort = () => stop.abort();
-  process.once("SIGINT", abort);
+  let code: number | undefined;
+  const end = (exit: number) => () => {
+    code ??= exit;
+    stop.abort();
+  };
+  // Once each: a second one ends the process at once.
+  process.once("SIGINT", end(INTERRUPTED));
+  process.once("SIGTERM", end(TERMINATED));
   try {
     const ending = await work(stop.signal);
-    return stop.signal.aborted ? INTERRUPTED : ending;
+    return code ?? ending;
   } catch (error) {
-    if (stop.signal.aborted) return INTERRUPTED;
+    if (code !== undefined) return code;
     throw error;
-  } finally {
-    process.off("SIGINT", abort);
   }
 }
 

@@ -7,7 +7,7 @@
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
 import { registry } from "./domain.ts";
-import { INTERRUPTED } from "./exit.ts";
+import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import type { Column, Output } from "./output.ts";
 import { usage } from "./parse.ts";
@@ -186,8 +186,12 @@ async function follow(
   if (isProblem(target)) return target;
   const { tail } = await import("../client/tail.ts");
   const stop = new AbortController();
+  let ending = INTERRUPTED;
   process.once("SIGINT", () => stop.abort());
-  process.once("SIGTERM", () => stop.abort());
+  process.once("SIGTERM", () => {
+    ending = TERMINATED;
+    stop.abort();
+  });
   const show = async (whole: Snapshot) => {
     const lines = (await draw(whole, cardsOf(whole, given), most, out.colour)).split("\n");
     const rows = (process.stdout.rows || lines.length) - 1;
@@ -216,7 +220,7 @@ async function follow(
     if (stale === undefined) void redraw();
     else stale = true;
   }
-  return failed ?? INTERRUPTED;
+  return failed ?? ending;
 }
 
 /** Can an event of this subject change what the board shows? */

@@ -9,6 +9,8 @@ import { isTerminal, note, type Output, plain } from "./output.ts";
 
 /** Exit code of a command that Ctrl-C ended. */
 export const INTERRUPTED = 130;
+/** Exit code of a command that SIGTERM ended: 128 and the number of the signal, as shells have it. */
+export const TERMINATED = 143;
 
 /** Which command met the problem. */
 export interface Place {

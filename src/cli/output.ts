@@ -54,9 +54,9 @@ export class Output {
    * Write text or bytes to stdout and wait until it has been taken.
    * @returns false when nobody reads any more, or the write failed: stop then
    */
-  async print(text: string): Promise<boolean> {
+  async print(text: string | Uint8Array): Promise<boolean> {
     if (this.gone || this.failed) return false;
-    if (text === "") return true;
+    if (text.length === 0) return true;
     try {
       await writeAll("stdout", text);
     } catch (error) {
@@ -120,7 +120,7 @@ const writers: { stdout?: Bun.FileSink; stderr?: Bun.FileSink } = {};
  * appended to.
  * @throws the system's error, with its code
  */
-export async function writeAll(to: "stdout" | "stderr", data: string | Uint8Array): Promise<void> {
+async function writeAll(to: "stdout" | "stderr", data: string | Uint8Array): Promise<void> {
   writers[to] ??= Bun[to].writer();
   writers[to].write(data);
   await writers[to].flush();

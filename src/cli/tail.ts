@@ -8,7 +8,7 @@ import { type ControlFrame, type EventFrame, type TailFilter, type TailFrame, ta
 import type { Event } from "../kernel/aggregate.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Ending } from "./command.ts";
-import { INTERRUPTED } from "./exit.ts";
+import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { drawer, frameInWords } from "./lines.ts";
 import type { Link } from "./link.ts";
 import { note, type Output } from "./output.ts";
@@ -35,8 +35,6 @@ export interface Tailing {
 const GIVE_UP_MS = 10_000;
 /** How long a reader that does not read may hold up an end that cannot wait. */
 const GRACE_MS = 500;
-/** 128 and the number of the signal, as shells have it. */
-const TERMINATED = 143;
 /** How soon a reader that has gone is noticed while nothing happens. */
 const READER_MS = 1_000;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;

@@ -9,13 +9,11 @@ import type { Target } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
 import { commandVerb, type Page, queryVerb, registry, tell, withoutPosition } from "./domain.ts";
-import { INTERRUPTED } from "./exit.ts";
+import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { type Values, wantedBy } from "./payload.ts";
 
-/** 128 and the number of the signal, as shells have it. */
-const TERMINATED = 143;
 /** A clock that runs before the daemon's must not make it try without pause. */
 const SOONEST_MS = 100;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
@@ -64,7 +62,9 @@ function claimVerb(): Verb {
       const payload = "task_id" in filled || "filter" in filled ? filled : { ...filled, filter: {} };
       const wait = values.wait as number | undefined;
       const receipt =
-        wait === undefined ? await link.send("task.claim", payload) : await waitFor(link, payload, wait, out);
+        wait === undefined
+          ? await link.send("task.claim", payload)
+          : await waitFor(link, payload, wait, out, daemonLink(withoutOwn(values)));
       if (typeof receipt === "number" || isProblem(receipt)) return receipt;
       return tell(receipt, { values, link, out, wanted });
     },
@@ -84,6 +84,12 @@ function claimVerb(): Verb {
   );
 }
 
+/** What was said about the claim alone. */
+function withoutOwn(values: Parameters<typeof daemonLink>[0]): Parameters<typeof daemonLink>[0] {
+  const { key: _, "expected-version": __, ...rest } = values;
+  return rest;
+}
+
 /** Why a wait is over before anything was claimed. */
 type Over = "timeout" | "SIGINT" | "SIGTERM";
 
@@ -93,6 +99,8 @@ async function waitFor(
   payload: Values,
   wait_ms: number,
   out: Output,
+  /** For what undoes it: the claim's key and expected version are not its own. */
+  back: Link,
 ): Promise<Sent | Problem | number> {
   const target = await link.address();
   if (isProblem(target)) return target;
@@ -117,7 +125,7 @@ async function waitFor(
       if (waiting.over === undefined || waiting.over === "timeout") return receipt;
       // Whoever pressed Ctrl-C has no use for it: others have.
       const { task_id, epoch } = receipt.result;
-      await link.send("task.release", { task_id, epoch, reason: "interrupted" });
+      await back.send("task.release", { task_id, epoch, reason: "interrupted" });
       return waiting.over === "SIGINT" ? INTERRUPTED : TERMINATED;
     }
   } finally {

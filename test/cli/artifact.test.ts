@@ -3,13 +3,16 @@ import { beforeAll, describe, expect, test } from "bun:test";
 import {
   chmodSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { proxy } from "../client/proxy.ts";
 import { run, start, tempHome, waitFor } from "../support/binary.ts";
 import { type Cli, cli } from "./cli.ts";
 
@@ -76,7 +79,10 @@ describe("upload", () => {
     });
   });
 
-  test("leaves nothing in the folder of temporary files when Ctrl-C ends it", async () => {
+  test.each([
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+  ] as const)("leaves nothing in the folder of temporary files when %s ends it", async (signal, code) => {
     const temporary = mkdtempSync(join(folder, "tmp-"));
     const child = start(["artifact", "upload", "-", "--workspace", "demo"], {
       home,
@@ -92,8 +98,8 @@ describe("upload", () => {
         ),
       { what: "the spool" },
     );
-    child.kill("SIGINT");
-    expect(await child.exited).toBe(130);
+    child.kill(signal);
+    expect(await child.exited).toBe(code);
     expect(readdirSync(temporary)).toEqual([]);
   });
 
@@ -177,6 +183,33 @@ describe("download", () => {
     expect(stderr).toContain("artifact.digest_mismatch");
     expect((await within("artifact", "download", name, "-o", "-")).code).toBe(5);
     rmSync(stored);
+  });
+
+  test("that does not come to its end leaves no file: 7 when the time is over, 143 after SIGTERM", async () => {
+    const large = join(folder, "large.bin");
+    writeFileSync(large, Buffer.alloc(32 << 20, "x"));
+    const digest = (await mp.out("artifact", "upload", large, "--workspace", "demo")).split("\t")[1]!;
+    await using net = await proxy(join(home, "run", "mp.sock"));
+    const elsewhere = tempHome();
+    mkdirSync(join(elsewhere, "run"), { mode: 0o700 });
+    symlinkSync(net.socket, join(elsewhere, "run", "mp.sock"));
+    for (const [code, timeout, signal] of [
+      [7, "2s", undefined],
+      [143, "1h", "SIGTERM"],
+    ] as const) {
+      const cwd = mkdtempSync(join(folder, "cwd-"));
+      const before = net.passed;
+      net.freezing = before + 1_000_000;
+      const words = ["artifact", "download", digest, "--timeout", timeout];
+      const child = start(words, { home: elsewhere, cwd });
+      const said = Bun.readableStreamToText(child.stderr);
+      await waitFor(() => net.frozen && readdirSync(cwd).length > 0, { what: "a part of it" });
+      if (signal) child.kill(signal);
+      expect([await child.exited, readdirSync(cwd)]).toEqual([code, []]);
+      expect(await said).toStartWith(signal ? "" : "error: not all of it came within 2000 ms");
+      net.cut();
+      net.frozen = false;
+    }
   });
 
   test("says what is not there, and what has expired", async () => {

@@ -201,16 +201,18 @@ describe("board show", () => {
 
   test("--follow draws again when a card moves or its task changes; Ctrl-C ends it", async () => {
     let shown = "";
-    const child = Bun.spawn([binary(), "board", "show", "sprint", "--follow"], {
-      env: { ...process.env, TERM: "dumb", MP_HOME: home },
-      terminal: {
-        cols: 90,
-        rows: 30,
-        data(_terminal, data) {
-          shown += new TextDecoder().decode(data);
+    const follow = () =>
+      Bun.spawn([binary(), "board", "show", "sprint", "--follow"], {
+        env: { ...process.env, TERM: "dumb", MP_HOME: home },
+        terminal: {
+          cols: 90,
+          rows: 30,
+          data(_terminal, data) {
+            shown += new TextDecoder().decode(data);
+          },
         },
-      },
-    });
+      });
+    const child = follow();
     const last = () => shown.slice(shown.lastIndexOf("as of #"));
     await waitFor(() => last().includes("done 0"), { what: "the board" });
     const id = await out("task", "create", "moves", "--project", "core");
@@ -223,6 +225,12 @@ describe("board show", () => {
     child.terminal?.write("\u0003");
     expect(await child.exited).toBe(130);
     child.terminal?.close();
+    shown = "";
+    const another = follow();
+    await waitFor(() => last().includes("done 1"), { what: "the board again" });
+    another.kill("SIGTERM");
+    expect(await another.exited).toBe(143);
+    another.terminal?.close();
     await out("board", "remove-node", "sprint", node);
     expect(await refused(2, "board", "show", "sprint", "--follow")).toContain("at a terminal");
   });

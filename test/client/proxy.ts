@@ -27,6 +27,8 @@ export interface Proxy extends AsyncDisposable {
   pieces: number | undefined;
   /** While true nothing is passed on to clients, though all connections stay. */
   frozen: boolean;
+  /** Once so many bytes have passed, it freezes. */
+  freezing: number;
   /** Break all connections. */
   cut(): void;
 }
@@ -63,6 +65,10 @@ export async function proxy(to: string): Promise<Proxy> {
         return;
       }
       passed += bytes.length;
+      if (passed >= self.freezing) {
+        self.freezing = Number.POSITIVE_INFINITY;
+        self.frozen = true;
+      }
       const size = self.pieces ?? bytes.length;
       let taken = true;
       for (let at = 0; at < bytes.length; at += size) taken = client.write(bytes.subarray(at, at + size));
@@ -86,6 +92,7 @@ export async function proxy(to: string): Promise<Proxy> {
     onLost: () => {},
     pieces: undefined,
     frozen: false,
+    freezing: Number.POSITIVE_INFINITY,
     cut,
     async [Symbol.asyncDispose]() {
       cut();

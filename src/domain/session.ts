@@ -264,7 +264,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
       {
         rule: {
           holds: ({ status, waiting_for }) => (status === "waiting") === (waiting_for !== undefined),
-          message: "has waiting_for if the status is waiting, and only then",
+          message: "must have waiting_for if the status is waiting, and only then",
         },
       },
     ),

@@ -778,7 +778,7 @@ export const task = aggregate(
         result: object({ task_id: Id, epoch: Seq, attempt: Seq, expires_at: Time }),
         rule: {
           holds: ({ task_id, filter }) => (task_id === undefined) !== (filter === undefined),
-          message: "has either task_id or filter, and not both",
+          message: "must have either task_id or filter, and not both",
         },
       },
     ),

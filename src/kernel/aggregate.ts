@@ -107,7 +107,8 @@ export function command<P extends TProperties, R extends TSchema = TObject<Recor
   } = {},
 ): CommandSpec<P, R> {
   const { rule } = more;
-  const payload = object(fields);
+  // The schema says the rule in words: its readers see no more of it than that.
+  const payload = object(fields, rule?.message);
   return {
     doc,
     version: more.version ?? 1,
@@ -325,8 +326,8 @@ export type Made<E extends Events> = {
 }[keyof E & string];
 
 /**
- * The internal commands that one aggregate's decision may ask of another, by type, with their payloads. The domain file that
- * decides such a command adds it here by declaration merging, so that calls are typed without one file importing another.
+ * The commands that one aggregate's decision may ask of another, internal or not, by type, with their payloads. The domain file
+ * that decides such a command adds it here by declaration merging, so that calls are typed without one file importing another.
  */
 // biome-ignore lint/suspicious/noEmptyInterface: it is filled by declaration merging
 export interface Calls {}

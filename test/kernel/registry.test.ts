@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Type } from "typebox";
 import { aggregates } from "../../src/domain/index.ts";
-import { type AnyAggregate, command, type Event, event } from "../../src/kernel/aggregate.ts";
+import { type AnyAggregate, command, type Event, event, query } from "../../src/kernel/aggregate.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import { LogReader } from "../../src/kernel/log.ts";
 import { isProblem } from "../../src/kernel/problems.ts";
@@ -20,7 +20,7 @@ import {
   upcast,
   versionsWithoutPath,
 } from "../../src/kernel/registry.ts";
-import { object } from "../../src/kernel/schema.ts";
+import { Id, object, schemaErrors } from "../../src/kernel/schema.ts";
 import { allSchemas } from "../../src/kernel/schemas.ts";
 import { Hub } from "../../src/kernel/stream.ts";
 import { system } from "../../src/kernel/system.ts";
@@ -328,4 +328,25 @@ describe("the nearest names", () => {
     expect(nearest("completely-else", known)).toEqual([]);
     expect(nearest("", known)).toEqual([]);
   });
+});
+
+test("what no single field can say is in the schema of the command too, in the words of its refusal", () => {
+  const message = "must have a or b";
+  const { payload } = command({ a: Type.Optional(Id), b: Type.Optional(Id) }, "Do.", {
+    rule: { holds: ({ a, b }) => a !== undefined || b !== undefined, message },
+  });
+  expect(JSON.parse(JSON.stringify(payload))).toMatchObject({ description: message, type: "object" });
+  expect(schemaErrors(payload, {}, "/payload")).toEqual([{ pointer: "/payload", message }]);
+});
+
+test("a query has the largest page that it declares, else that of all", () => {
+  const listed = (...more: [] | [{ largest: number }]) =>
+    query({}, pageOf(object({})), "List nothing.", () => ({ items: [], next: null }), ...more);
+  const { queries } = buildRegistry(
+    [withParts({ queries: { list: listed(), tree: listed({ largest: 5 }) } })],
+    system,
+  );
+  const most = (type: string) => queries.get(type)!.params.properties.limit;
+  expect(most("ticket.list")).toMatchObject({ minimum: 1, maximum: MAX_PAGE });
+  expect(most("ticket.tree")).toMatchObject({ minimum: 1, maximum: 5 });
 });

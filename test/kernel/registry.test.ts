@@ -20,7 +20,7 @@ import {
   upcast,
   versionsWithoutPath,
 } from "../../src/kernel/registry.ts";
-import { Id, object, schemaErrors } from "../../src/kernel/schema.ts";
+import { Id, MAX_PAGE, object, pageOf, schemaErrors } from "../../src/kernel/schema.ts";
 import { allSchemas } from "../../src/kernel/schemas.ts";
 import { Hub } from "../../src/kernel/stream.ts";
 import { system } from "../../src/kernel/system.ts";

@@ -87,7 +87,9 @@ const artifacts = table(
   { ...shown, name_key: nullable(Type.String()) },
   {
     key: ["artifact_id"],
+    // Where two serve alike SQLite takes the later one: so the one that tells least comes first.
     index: [
+      ["status", "artifact_id"],
       ["digest", "status"],
       ["workspace_id", "artifact_id"],
       ["name_key", "artifact_id"],

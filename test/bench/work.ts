@@ -130,9 +130,9 @@ function loads(made: WorkLogResult, rounds: number): Load[] {
       name: "task.ready, a page of 100",
       asks: query("task.ready", { workspace_id, limit: PAGE }),
       read: {
-        sql: `SELECT t.* FROM task_queue AS q CROSS JOIN tasks AS t ON t.task_id = q.task_id WHERE q.workspace_id = ?
+        sql: `SELECT t.* FROM task_queue AS q CROSS JOIN tasks AS t ON t.task_id = q.task_id
               ORDER BY q.priority, q.since, q.task_id LIMIT ?`,
-        values: [workspace_id, PAGE],
+        values: [PAGE],
       },
     },
     {

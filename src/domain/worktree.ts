@@ -333,7 +333,7 @@ export const worktree = aggregate(
     },
     "worktree.not_attached": {
       is: "the session is not attached for write",
-      hint: "attach it first: mp worktree attach WORKTREE --session SESSION --mode write",
+      hint: "attach it first: mp worktree attach WORKTREE write --session SESSION",
     },
     "worktree.writer_held": {
       is: "another session holds the writer lock",

@@ -281,11 +281,7 @@ export interface Page {
  * As many rows as are wanted, all where no limit is given. `as_of_seq` is the first page's, so whoever subscribes from it
  * misses nothing.
  */
-export async function allPages(
-  link: Link,
-  type: string,
-  { limit, ...params }: Values,
-): Promise<Page | Problem> {
+async function allPages(link: Link, type: string, { limit, ...params }: Values): Promise<Page | Problem> {
   const most = typeof limit === "number" ? limit : Number.POSITIVE_INFINITY;
   const items: Values[] = [];
   let first: Page | undefined;
@@ -307,7 +303,7 @@ export async function allPages(
 }
 
 /** Print the rows of a list. */
-export async function showPage(page: Page, shape: Shape, out: Output): Promise<void> {
+async function showPage(page: Page, shape: Shape, out: Output): Promise<void> {
   await out.table(page.items, shape);
   if (page.next !== null) await note(`there are more: --cursor ${page.next}`);
 }
@@ -317,7 +313,7 @@ export async function showPage(page: Page, shape: Shape, out: Output): Promise<v
  * @param type of the query
  * @param answer the schema of what it answers
  */
-export function shapeOf(type: string, answer: Plain): Shape {
+function shapeOf(type: string, answer: Plain): Shape {
   const kind = kindOf(type);
   const all = Object.keys(answer.properties?.items?.items?.properties ?? {});
   const asColumn = (name: string | Column): Column =>

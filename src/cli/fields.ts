@@ -321,7 +321,7 @@ export function narrowing(registry: Registry, kind: string, fields: readonly Fie
 }
 
 /** Can things of this kind be looked up by name? */
-export function hasNames(registry: Registry, kind: string): boolean {
+function hasNames(registry: Registry, kind: string): boolean {
   return "name" in (registry.queries.get(`${kind}.list`)?.params.properties ?? {});
 }
 

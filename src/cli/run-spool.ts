@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /** The most that is kept, in bytes. */
-export const SPOOL_BYTES = 64 << 20;
+const SPOOL_BYTES = 64 << 20;
 
 const CUT = `\n[mp: the output is longer than ${SPOOL_BYTES >> 20} MiB: the rest was passed on and not kept]\n`;
 

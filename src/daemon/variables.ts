@@ -16,5 +16,3 @@ export const sessionVariables = [
   "MP_TASK_ID",
   "MP_TASK_EPOCH",
 ] as const;
-
-export type SessionVariable = (typeof sessionVariables)[number];

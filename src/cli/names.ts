@@ -17,12 +17,15 @@ const MOST = 10;
 /** Rows that are asked for at a time where an id's end is looked for: as many as a page can have (SPEC §10). */
 const PAGE = 10_000;
 
-/** What a kind is called by besides its id, where that is not a name. */
-const handles: Readonly<Record<string, "path" | "nothing">> = {
-  session: "nothing",
-  task: "nothing",
-  worktree: "path",
-};
+/** What a kind is called by besides its id. */
+type Handle = "name" | "path" | "nothing";
+
+/** What the kind's list can be narrowed by. A kind that is none is the daemon's to refuse. */
+async function handleOf(kind: string): Promise<Handle> {
+  const { registry } = await import("./domain.ts");
+  const list = registry().queries.get(`${kind}.list`)?.params.properties ?? { name: undefined };
+  return "name" in list ? "name" : "path" in list ? "path" : "nothing";
+}
 
 type Row = Readonly<Record<string, unknown>>;
 
@@ -41,26 +44,27 @@ export async function idOf(
 ): Promise<string | Problem> {
   const id = idLike(text);
   if (ID.test(id)) return id;
-  const called = await rowsCalled(link, kind, text, within);
+  const handle = await handleOf(kind);
+  const called = await rowsCalled(link, kind, handle, text, within);
   if (isProblem(called)) return called;
   const tail = text.toLowerCase();
   const items = called.length === 0 && TAIL.test(tail) ? await rowsEnding(link, kind, tail, within) : called;
   if (isProblem(items)) return items;
   const [only] = items;
   if (items.length === 1 && only) return String(only[`${kind}_id`]);
-  return items.length === 0 ? unknown(kind, text) : ambiguous(kind, text, items);
+  return items.length === 0 ? unknown(kind, handle, text) : ambiguous(kind, handle, text, items);
 }
 
 /** The things of that name, or at that path; none for a kind that has neither. */
 async function rowsCalled(
   link: Link,
   kind: string,
+  handle: Handle,
   text: string,
   within: Row,
 ): Promise<readonly Row[] | Problem> {
-  const handle = handles[kind];
   if (handle === "nothing") return [];
-  if (handle === undefined)
+  if (handle === "name")
     return rowsOf(await link.ask(`${kind}.list`, { ...within, name: text, limit: MOST + 1 }), kind, text);
   const { canonicalPath } = await import("./places.ts");
   const path = canonicalPath(text, kind, "any");
@@ -96,8 +100,7 @@ async function rowsEnding(
   return found;
 }
 
-function unknown(kind: string, text: string): Problem {
-  const handle = handles[kind];
+function unknown(kind: string, handle: Handle, text: string): Problem {
   if (handle === "nothing" && !TAIL.test(text.toLowerCase()))
     return usage(`'${text}' is not the id of a ${kind}`, `${ID_HINT}; list them with 'mp ${kind} list'`);
   const called = handle === "nothing" ? "whose id ends in" : handle === "path" ? "at" : "named";
@@ -107,7 +110,7 @@ function unknown(kind: string, text: string): Problem {
   });
 }
 
-function ambiguous(kind: string, text: string, items: readonly Row[]): Problem {
+function ambiguous(kind: string, handle: Handle, text: string, items: readonly Row[]): Problem {
   const candidates = items
     .slice(0, MOST)
     .map((item) => ({ id: item[`${kind}_id`], ...parentOf(item, kind) }));
@@ -116,7 +119,7 @@ function ambiguous(kind: string, text: string, items: readonly Row[]): Problem {
       .map(([name, value]) => `${name} ${value}`)
       .join(", "),
   );
-  const called = handles[kind] === undefined ? "is named" : "is called";
+  const called = handle === "name" ? "is named" : "is called";
   return problem("invalid_schema", `more than one ${kind} ${called} '${text}'`, {
     hint: `give its id, or say where it is:\n    ${told.join("\n    ")}${items.length > MOST ? "\n    …" : ""}`,
     details: { kind, name: text, candidates },

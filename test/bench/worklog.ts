@@ -4,7 +4,7 @@
  *
  * The tasks are four kinds: free ones, which make the queue; hubs with a hundred dependents each, which depend on nothing
  * else; two chains, where each depends on the one before; and a mesh, where each depends on three or four of those close
- * before it. On the board stand tasks of the mesh, sessions and comments, in four lanes, each third of which has a stage.
+ * before it. On the board stand tasks of the mesh, sessions and comments, in four lanes, three of them with a stage.
  */
 import { generateKeyBetween } from "fractional-indexing";
 import { systemClock } from "../../src/kernel/clock.ts";
@@ -145,7 +145,7 @@ function* work(): Generator<Made> {
   const missing = DEPENDENCIES - dependencies;
   const end = dependencies + missing;
   for (let index = 0; index < MESH; index++) {
-    // What is still to come, spread evenly over who is still to come.
+    // Four each as long as that leaves three for each of the others.
     const wanted = Math.min(index, Math.ceil((end - dependencies) / (MESH - index)));
     const needed = new Set<string>();
     while (needed.size < wanted) needed.add(mesh[index - 1 - random(Math.min(index, NEAR))]!);

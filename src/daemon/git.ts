@@ -180,7 +180,7 @@ function collect(stream: ReadableStream<Uint8Array> | number | undefined): () =>
   const reader = stream.getReader();
   const ended = (async () => {
     for (let next = await reader.read(); !next.done; next = await reader.read()) parts.push(next.value);
-  })();
+  })().catch(() => undefined); // What cannot be read any more has ended too.
   return async () => {
     await Promise.race([ended, Bun.sleep(OUTPUT_MS)]);
     await reader.cancel();

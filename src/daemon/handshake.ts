@@ -13,6 +13,7 @@ import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { type DaemonInfo, isInfo, removeInfo } from "./info.ts";
 import { acquireLock, isLocked, type Lock } from "./lock.ts";
 import { type Paths, prepare } from "./paths.ts";
+import { sessionVariables } from "./variables.ts";
 
 /** How long one request to a daemon that may be stuck is waited for. */
 const HEALTH_MS = 1_000;
@@ -98,7 +99,8 @@ type Child = Bun.Subprocess<"ignore", "pipe", number>;
 
 function spawn(paths: Paths, command: readonly string[], stderr: number): Child | Problem {
   // What a wrapper gave its child is not the daemon's; and "/" is where a relative MP_HOME would now point to.
-  const { MP_TOKEN: _token, MP_SESSION_ID: _session, ...env } = process.env;
+  const env = { ...process.env };
+  for (const name of sessionVariables) delete env[name];
   if (paths.home !== undefined) env.MP_HOME = paths.home;
   const cwd = process.platform === "win32" ? paths.data : "/";
   try {

@@ -69,16 +69,16 @@ describe("startDaemon", () => {
 
   test("a relative MP_HOME still means the same place, and a wrapper's credentials stay behind", async () => {
     const here = home();
-    Object.assign(process.env, { MP_HOME: "relative", MP_TOKEN: "secret", MP_SESSION_ID: "s" });
+    Object.assign(process.env, { MP_HOME: "relative", MP_TOKEN: "secret", MP_TASK_ID: "t" });
     try {
       succeeded(await start(here));
     } finally {
-      for (const name of ["MP_HOME", "MP_TOKEN", "MP_SESSION_ID"]) delete process.env[name];
+      for (const name of ["MP_HOME", "MP_TOKEN", "MP_TASK_ID"]) delete process.env[name];
     }
     const { env } = await (await get(here, "/environment")).json();
     expect(env.MP_HOME).toBe(here.home);
     expect(env.MP_TOKEN).toBeUndefined();
-    expect(env.MP_SESSION_ID).toBeUndefined();
+    expect(env.MP_TASK_ID).toBeUndefined();
   });
 
   test("the daemon lives on when its parent is gone, and may print", async () => {

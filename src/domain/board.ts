@@ -120,9 +120,12 @@ const neighbours = {
 
 /** Why two lanes of a list cannot have their names: they are unique without regard to case. */
 function sameName(lanes: readonly { readonly name: string }[]): Refused | undefined {
-  const names = new Set<string>();
-  for (const { name } of lanes)
-    if (names.size === names.add(foldCase(name)).size) return reject("board.duplicate_lane", { name });
+  const first = new Map<string, number>();
+  for (const [at, { name }] of lanes.entries()) {
+    const before = first.get(foldCase(name));
+    if (before !== undefined) return reject("board.duplicate_lane", { lanes: [before, at] });
+    first.set(foldCase(name), at);
+  }
   return undefined;
 }
 
@@ -337,7 +340,7 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
     },
     "board.duplicate_lane": {
       is: "two lanes of the board would have the same name",
-      hint: "give each lane a name of its own; the case of letters makes no difference",
+      hint: "'lanes' in the details are their places in the list: give each lane a name of its own; the case of letters makes no difference",
     },
     "board.lane_not_empty": {
       is: "a lane that would go still has nodes",

@@ -889,9 +889,10 @@ export const task = aggregate(
       const parent =
         parent_task_id === undefined ? undefined : find.one("tasks", { task_id: parent_task_id });
       const refused =
-        shut(find, { workspace_id, project_id: project_id ?? parent?.project_id }) ??
+        shut(find, { workspace_id, project_id }) ??
         unfit(find, session_id, workspace_id) ??
         (parent_task_id === undefined ? undefined : foreign(find, [parent_task_id], workspace_id)) ??
+        shut(find, { workspace_id, project_id: parent?.project_id }) ??
         (project_id === undefined ? undefined : foreignParent(find, parent_task_id, project_id));
       if (refused) return refused;
       const staged = stage === undefined ? {} : { stage };

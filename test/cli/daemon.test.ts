@@ -265,10 +265,7 @@ describe("status", () => {
       log_id: expect.stringMatching(/^[0-9a-f-]{36}$/),
       head: 1,
       read_only: false,
-      projections: [
-        { name: "workspace", status: "serving" },
-        { name: "project", status: "serving" },
-      ],
+      projections: aggregates.map(({ kind }) => ({ name: kind, status: "serving" })),
     });
   });
 

@@ -161,7 +161,7 @@ describe("create", () => {
   test("is refused when two lanes have one name, whatever the case", () => {
     given(board, open)
       .when("create", { ...payload, lanes: [{ name: "a" }, { name: "b" }, { name: "B" }] })
-      .thenRefused("board.duplicate_lane", { name: "B" });
+      .thenRefused("board.duplicate_lane", { lanes: [1, 2] });
   });
 
   test("takes 1 to 64 lanes, and limits from 1", () => {
@@ -407,7 +407,7 @@ describe("update_lanes", () => {
       .thenRefused("board.lane_not_empty", { lane_id: TODO, node_count: 3 });
     given(board, ...filled)
       .when("update_lanes", { board_id: B, lanes: [todo, { ...doing, name: "TO DO" }] })
-      .thenRefused("board.duplicate_lane", { name: "TO DO" });
+      .thenRefused("board.duplicate_lane", { lanes: [0, 1] });
     given(board, ...filled, closed)
       .when("update_lanes", { board_id: B, lanes: [{ lane_id: NOWHERE, name: "a" }] })
       .thenMissing("lane", NOWHERE);

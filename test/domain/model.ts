@@ -497,8 +497,10 @@ export function world() {
     board.lanes.find((lane) => lane.lane_id === lane_id) ?? none("lane", lane_id);
   type Wanted = { readonly name: string; readonly stage?: string; readonly wip_limit?: number };
   function differ(lanes: readonly Wanted[]) {
-    for (const [at, { name }] of lanes.entries())
-      if (lanes.slice(0, at).some((lane) => same(lane.name, name))) no("board.duplicate_lane", { name });
+    for (const [at, { name }] of lanes.entries()) {
+      const before = lanes.findIndex((lane) => same(lane.name, name));
+      if (before < at) no("board.duplicate_lane", { lanes: [before, at] });
+    }
   }
   /** What a thing is called, and how it is. */
   function shownAs(kind: string, id: string): { title: string | null; status: string | null } {
@@ -788,9 +790,10 @@ export function world() {
       const { workspace_id } = sessions.get(session_id) ?? none("session", session_id);
       const { project_id, parent_task_id } = filter;
       const parent = parent_task_id === undefined ? undefined : tasks.get(parent_task_id);
-      open(workspace_id, project_id ?? parent?.project_id);
+      open(workspace_id, project_id);
       taker(session_id, workspace_id);
       if (parent_task_id !== undefined) needed([parent_task_id], workspace_id);
+      open(workspace_id, parent?.project_id);
       if (project_id !== undefined) parentOf(parent_task_id, project_id);
       const all = queue({ workspace_id, ...filter });
       const next = all.find((each) => each.since <= iso(now));

@@ -457,8 +457,8 @@ describe("claim", () => {
       project_id: P,
     });
     claim([made(T), made(a, {}, PW2)], { filter: { parent_task_id: a } }).thenRefused(
-      "project.other_workspace",
-      { project_id: PW2, workspace_id: W2 },
+      "task.other_workspace",
+      { task_id: a, workspace_id: W2 },
     );
   });
 

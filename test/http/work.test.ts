@@ -346,13 +346,13 @@ const cases: readonly ReturnType<typeof refused>[] = [
       name: fresh("board"),
       lanes: [{ name: "done" }, { name: "to do" }, { name: "DONE" }],
     },
-    details: { name: "DONE" },
+    details: { lanes: [0, 2] },
   })),
   refused("board.duplicate_lane", "board.update_lanes with a new one", async () => {
     const { board_id, lane_id } = await here.board("one", "two");
     return {
       payload: { board_id, lanes: [{ lane_id, name: "Two" }, { name: "two" }] },
-      details: { name: "two" },
+      details: { lanes: [0, 1] },
     };
   }),
   refused("board.lane_not_empty", "board.update_lanes", async () => {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import type { DaemonInfo } from "../../src/daemon/info.ts";
 import { acquireLock } from "../../src/daemon/lock.ts";
 import { paths } from "../../src/daemon/paths.ts";
+import { aggregates } from "../../src/domain/index.ts";
 import { run, start, tempHome, waitFor } from "../support/binary.ts";
 import { cli, lines, shell } from "./cli.ts";
 

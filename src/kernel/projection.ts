@@ -62,10 +62,11 @@ export function generationId(aggregate: AnyAggregate): string {
   return new Bun.CryptoHasher("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 16);
 }
 
-/** The events of one kind in a range of the log, read a few at a time. */
-function* eventsOf(log: LogReader, subject_kind: string, after: number, upTo: number): Generator<Line> {
+/** The events of a range of the log, read a few at a time; of one kind only, when there is one. */
+function* eventsOf(log: LogReader, kind: string | undefined, after: number, upTo: number): Generator<Line> {
+  const filter = kind === undefined ? {} : { subject_kind: kind };
   for (let at = after; at < upTo; at += READ_EVENTS)
-    yield* log.range(at, Math.min(upTo, at + READ_EVENTS), { subject_kind });
+    yield* log.range(at, Math.min(upTo, at + READ_EVENTS), filter);
 }
 
 interface Projection {
@@ -82,6 +83,12 @@ interface Projection {
   serves: boolean;
   /** Position of the generation that is being built, undefined when none is. */
   building: number | undefined;
+}
+
+/** Which event is being applied, and to what. */
+interface Applying {
+  seq: number;
+  projection: Projection | undefined;
 }
 
 /** Let an aggregate's `apply` write one event, in its current version. Throws what `apply` throws. */
@@ -172,13 +179,10 @@ export class Projections {
         Object.entries(tables).every(([name, spec]) => asDeclared(this.db, name, spec));
       // What a rebuild left that was cut short.
       this.db.transaction(() => this.#dropNext(projection)).immediate();
-      if (projection.serves) continue;
-      this.rebuild(projection.name);
-      while (projection.building !== undefined) {
-        this.step();
-        progress(projection.name, projection.building ?? this.log.head(), this.log.head());
-      }
+      if (!projection.serves) this.rebuild(projection.name);
     }
+    for (let name = this.step(); name !== undefined; name = this.step())
+      progress(name, this.#byKind.get(name)!.building ?? this.log.head(), this.log.head());
   }
 
   /** Fails closed (SPEC §6): throws ProjectionStopped when the aggregate's own projection has stopped. */
@@ -238,33 +242,42 @@ export class Projections {
   }
 
   /**
-   * Go on with the rebuilds by one short transaction; switch to a next generation that has reached the log's end.
-   * @returns the projection it worked on, undefined when nothing is being rebuilt
+   * Go on with the rebuilds by one short transaction; switch to next generations that have reached the log's end. Those
+   * that are furthest behind go on together: the log is read once for all of them.
+   * @returns a projection it worked on, undefined when nothing is being rebuilt
    * @throws SQLiteError when the disk or the file is at fault: then see `giveUp`
    */
   step(): string | undefined {
-    const projection = this.#all.find((each) => each.building !== undefined);
-    if (!projection) return undefined;
-    const from = projection.building!;
+    const building = this.#all.filter((each) => each.building !== undefined);
+    const from = Math.min(...building.map((each) => each.building!));
+    const group = building.filter((each) => each.building === from);
+    const [first] = group;
+    if (!first) return undefined;
     const head = this.log.head();
-    const upTo = Math.min(head, from + STEP_EVENTS);
-    const at = { seq: from };
+    const next = Math.min(
+      head,
+      ...building.filter((each) => each.building! > from).map((each) => each.building!),
+    );
+    const upTo = Math.min(next, from + STEP_EVENTS);
+    const at: Applying = { seq: from, projection: undefined };
     try {
       this.db
         .transaction(() => {
-          this.#applyNext(projection, from, upTo, at);
-          if (upTo === head) this.#switch(projection, head, null);
+          this.#applyNext(group, from, upTo, at);
+          if (upTo === head) for (const projection of group) this.#switch(projection, head, null);
         })
         .immediate();
     } catch (error) {
       // The log cannot be at fault when there was nothing to apply, or when the disk is.
-      if (isStorageError(error) || at.seq === from) throw error;
-      this.#stop(projection, from, at.seq, error);
-      return projection.name;
+      if (isStorageError(error) || !at.projection) throw error;
+      this.#stop(at.projection, from, at.seq, error);
+      return at.projection.name;
     }
-    projection.building = upTo === head ? undefined : upTo;
-    if (upTo === head) this.#serves(projection, undefined);
-    return projection.name;
+    for (const projection of group) {
+      projection.building = upTo === head ? undefined : upTo;
+      if (upTo === head) this.#serves(projection, undefined);
+    }
+    return first.name;
   }
 
   /** Give up the rebuilds that are under way, as when the disk is full. What serves goes on serving. */
@@ -272,13 +285,20 @@ export class Projections {
     for (const projection of this.#all) projection.building = undefined;
   }
 
-  /** @param at told which event is being applied, so that the one that cannot be is known */
-  #applyNext(projection: Projection, after: number, upTo: number, at: { seq: number }): void {
-    for (const line of eventsOf(this.log, projection.name, after, upTo)) {
+  /** @param at told which event is being applied to what, so that the one that cannot be is known */
+  #applyNext(group: readonly Projection[], after: number, upTo: number, at: Applying): void {
+    const [only, ...others] = group;
+    const whose = new Map(group.map((each) => [each.name, each]));
+    for (const line of eventsOf(this.log, others.length === 0 ? only?.name : undefined, after, upTo)) {
+      const projection = whose.get(line.event_type.slice(0, line.event_type.indexOf(".")));
+      if (!projection) continue;
       at.seq = line.seq_global;
+      at.projection = projection;
       const event = JSON.parse(line.body) as Event;
       applyTo(this.registry, projection.aggregate, projection.next, event);
     }
+    // What fails from here on is no event's fault.
+    at.projection = undefined;
   }
 
   /** The next generation becomes the serving one. Inside the caller's transaction. */
@@ -317,7 +337,7 @@ export class Projections {
           this.#note(projection, as_of_seq, error);
           return;
         }
-        this.#applyNext(projection, from, seq - 1, { seq: from });
+        this.#applyNext([projection], from, seq - 1, { seq: from, projection: undefined });
         this.#switch(projection, as_of_seq, error);
       })
       .immediate();

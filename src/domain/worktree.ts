@@ -3,7 +3,7 @@
  *
  * Always holds: a place (host and path) belongs to one worktree until that one has failed or is removed; whoever holds the
  * writer lock is attached for write; its epoch grows with every holder, so that a stale one is told apart for ever. What
- * git does is begun by `*_started`, done outside (daemon/git.ts) and told by the internal `record_*` commands. A registered
+ * git does is begun by `*_started`, done outside (daemon/git-effects.ts) and told by the internal `record_*` commands. A registered
  * worktree is only ever looked at: removing it forgets it and leaves its files.
  */
 import { Type } from "typebox";

@@ -112,12 +112,37 @@ test(`${FIGHTERS} processes and one writer lock: no stale epoch is ever accepted
   }
   await Promise.all(Array.from({ length: FIGHTERS }, (_, n) => fighter(n)));
 
-  // Whoever fought last may have kept it: it runs out by itself.
-  await waitFor(
-    async () =>
-      ((await mp("worktree", "get", worktree)).answer as { writer_status: string }).writer_status !== "held",
-    { what: "the end of the last lock" },
+  // Whatever the dice said: one more lock is stolen, and runs out in the hands of its thief.
+  const status = async () =>
+    ((await mp("worktree", "get", worktree)).answer as { writer_status: string }).writer_status;
+  const ended = { what: "the end of the lock", timeout_ms: 20_000 };
+  await waitFor(async () => (await status()) !== "held", ended);
+  const [holder, thief] = [
+    await created("session", "spawn", "--agent", "holder", "--workspace", workspace),
+    await created("session", "spawn", "--agent", "thief", "--workspace", workspace),
+  ];
+  for (const session of [holder, thief])
+    await mp("worktree", "attach", worktree, "write", "--session", session);
+  const lock = async (...args: string[]) => {
+    const { code, said, answer } = await mp("worktree", ...args);
+    expect({ args, code, said }).toEqual({ args, code: 0, said: "" });
+    return (answer as { result: { epoch: number } }).result.epoch;
+  };
+  const first = await lock("lock-writer", worktree, "--session", holder, "--ttl-ms", "20000");
+  const stolen = await lock(
+    "steal-writer",
+    worktree,
+    "dice",
+    "--session",
+    thief,
+    "--expected-epoch",
+    String(first),
   );
+  expect(await use("renew-writer", first, worktree, "--session", holder)).toBe(false);
+  expect(await use("release-writer", stolen, worktree, "--session", thief)).toBe(true);
+  const kept = await lock("lock-writer", worktree, "--session", thief, "--ttl-ms", "1000");
+  await waitFor(async () => (await status()) === "expired", ended);
+  expect(await use("check", kept, place)).toBe(false);
   const log = await run(["events", "tail", "--from-start", "--no-follow", "--json", "--type", "worktree.*"], {
     home,
   });

@@ -3,6 +3,7 @@
  * over a SIGKILL under load (test/crash), and keys of two principals (test/kernel/dispatch.test.ts: one socket has one).
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { aggregates } from "../../src/domain/index.ts";
 import { tempHome } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
 import {
@@ -108,7 +109,7 @@ describe("a receipt", () => {
     expect(rebuild).toMatchObject({
       events: [],
       version: 0,
-      result: { projections: ["workspace", "project"] },
+      result: { projections: aggregates.map((each) => each.kind) },
     });
   });
 

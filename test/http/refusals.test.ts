@@ -1,13 +1,13 @@
 /**
  * Bad input through the real socket (SPEC §3, §10): every row of the catalogue that a Unix socket can meet, on every
  * transport, with its code, its status and its members. Always checked as well: the log did not move, and the answer
- * holds no word of the sender's, no path and no stack. Not here: `unauthorized` (the socket has no credential),
- * `read_only` and `outcome_unknown` (they need a broken disk), and the codes that only the CLI meets.
+ * holds no word of the sender's, no path and no stack. Not here: every reason of the domain (work.test.ts), `unauthorized`
+ * (only a bad token meets it: test/daemon/tokens.test.ts), `read_only` and `outcome_unknown` (they need a broken disk), and
+ * the codes that only the CLI meets.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import { aggregates } from "../../src/domain/index.ts";
 import { app } from "../../src/http/app.ts";
 import { socketGate } from "../../src/http/request.ts";
 import { type Code, catalogue } from "../../src/kernel/problems.ts";
@@ -433,7 +433,7 @@ describe.each(rows.map((row) => [row.name, row] as const))("%s", (_, row) => {
   });
 });
 
-test("the table has every code that a request on this socket can meet", () => {
+test("the table has every code that a request without a token can meet on this socket", () => {
   const elsewhere: Code[] = ["unauthorized", "read_only", "outcome_unknown", "daemon_unavailable", "timeout"];
   const below: Code[] = [
     "malformed_request",
@@ -462,13 +462,6 @@ test("the name of an unknown field stands in its pointer and nowhere else", asyn
     expect(errors?.[0]?.message).toBe("is not a known field");
     expectNoEcho(JSON.stringify(rest), home);
   }
-});
-
-test("the table has every reason that the domain can give", () => {
-  const given = new Set(rows.map((row) => row.reason));
-  expect(
-    [...buildRegistry(aggregates, system).reasons.keys()].filter((reason) => !given.has(reason)),
-  ).toEqual([]);
 });
 
 test("a refusal leaves no workspace behind", async () => {

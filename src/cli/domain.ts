@@ -69,7 +69,7 @@ const docs: Readonly<Record<string, string>> = {
 /** Command lines that say more than the flags do. */
 const examples: Readonly<Record<string, readonly string[]>> = {
   "session.spawn": [
-    "mp session spawn --workspace demo --agent claude --agent-model large --title 'fix the build'",
+    "mp session spawn --workspace demo --agent coder --agent-model large --title 'fix the build'",
   ],
   "session.report_status": ["mp session report-status SESSION waiting --waiting-for approval"],
   "session.end": ["mp session end SESSION completed --summary 'all tests pass'"],

@@ -99,7 +99,7 @@ export const run: Verb = verb(
       "--json: one line on stderr at the end: session_id, exit_code, outcome, reason, artifact_id, ended, keys.",
     ],
     examples: [
-      "mp session run --worktree ../core-fix --write --task TASK -- claude -p 'fix the parser'",
+      "mp session run --worktree ../core-fix --write --task TASK -- my-agent 'fix the parser'",
       "mp session run --workspace demo --title nightly -- make test",
       "mp session run --worktree . --write --on-lost tell -- ./migrate.sh",
     ],

@@ -603,7 +603,7 @@ describe("against a model of arrays", () => {
   });
 });
 
-const agent = { name: "claude" };
+const agent = { name: "coder" };
 const T = [uuid(31), uuid(32), uuid(33)] as const;
 const S = [uuid(41), uuid(42), uuid(43)] as const;
 const [TREE, FILE] = [uuid(51), uuid(61)];
@@ -828,8 +828,8 @@ describe("snapshot", () => {
       [nodeOf(T[1])]: [`task ${T[1]}`, "queued"],
       [nodeOf(T[2])]: [`task ${T[2]}`, "queued"],
       [nodeOf(S[0])]: ["first", "starting"],
-      [nodeOf(S[1])]: ["claude", "starting"],
-      [nodeOf(S[2])]: ["claude", "starting"],
+      [nodeOf(S[1])]: ["coder", "starting"],
+      [nodeOf(S[2])]: ["coder", "starting"],
       [nodeOf(TREE)]: ["/srv/core", "present"],
       [nodeOf(FILE)]: [digestOf, "available"],
       [N1]: [null, null],

@@ -103,7 +103,7 @@ function maker(it: World, now: number, random: () => number) {
       epoch,
     };
   };
-  const agent = () => ({ name: pick(["claude", "ada"]) });
+  const agent = () => ({ name: pick(["coder", "ada"]) });
   const title = () => maybe(0.5, () => pick(NAMES));
   const branch = () => pick(["main", "topic"]);
   const lane = (lane_id?: string) => ({

@@ -122,8 +122,9 @@ const writers: { stdout?: Bun.FileSink; stderr?: Bun.FileSink } = {};
  */
 async function writeAll(to: "stdout" | "stderr", data: string | Uint8Array): Promise<void> {
   writers[to] ??= Bun[to].writer();
-  writers[to].write(data);
-  await writers[to].flush();
+  const writer = writers[to];
+  // Either of them can be the one that tells of a reader that has gone.
+  await Promise.all([writer.write(data), writer.flush()]);
 }
 
 /** Write a line for people to stderr. A stderr that cannot be written is nobody's: the exit code still tells. */

@@ -454,7 +454,7 @@ describe("for any sequence of valid commands, while time passes", () => {
       };
       // The sequences are worth something: all in all they meet every command, every event and every reason. What was not
       // met yet is looked for where it may be met.
-      for (let round = 0; round < 12 && (round === 0 || missing().length > 0); round++) {
+      for (let round = 0; round < 80 && (round === 0 || missing().length > 0); round++) {
         const kinds = new Set(round === 0 ? [] : missing().map(kindOf));
         fc.assert(fc.property(steps(600, 300, kinds), run), {
           ...parameters,

@@ -760,7 +760,12 @@ describe.skipIf(git === null)("an end of git that is not its own", () => {
     const id = crypto.randomUUID();
     const mark = markOf(id)[1];
     const others = Bun.spawn(["/bin/sh", "-c", `sleep 600; : ${mark}`], { detached: true });
-    const left = Bun.spawn(["/bin/sh", "-c", "read line", "git", mark], { stdin: "pipe" });
+    const left = Bun.spawn(["/bin/sh", "-c", "echo here; read line", "git", mark], {
+      stdin: "pipe",
+      stdout: "pipe",
+    });
+    // It has its arguments once it says so.
+    await left.stdout.getReader().read();
     let over = false;
     const ended = orphansEnded(id, AbortSignal.timeout(10_000)).then(() => {
       over = true;

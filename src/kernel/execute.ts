@@ -362,8 +362,9 @@ export class Executor {
     let { state, version } = loaded;
     for (const made of events) {
       version += 1;
-      asked.events.push(this.#encode(aggregate, made, { id, stream, version, scope }, asked));
-      state = aggregate.evolve[made.type]!(state as never, given(made.payload) as never);
+      const encoded = this.#encode(aggregate, made, { id, stream, version, scope }, asked);
+      asked.events.push(encoded);
+      state = aggregate.evolve[made.type]!(state as never, encoded.event.payload as never);
     }
     if (events.length > 0) {
       const before = asked.streams.get(stream)?.before ?? loaded;

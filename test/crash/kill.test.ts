@@ -10,22 +10,12 @@ import { expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { tempHome } from "../support/binary.ts";
+import { random } from "../support/random.ts";
 import { ask, begin, command, type Envelope, type Launched, launched, type Receipt, send } from "./launch.ts";
 
 const ROUNDS = 50;
 const WRITERS = 24;
 const seed = Number(process.env.MP_TEST_SEED ?? Date.now()) | 0;
-
-/** mulberry32: small, and the same numbers for the same seed. */
-function random(state: number): () => number {
-  let a = state;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let t = Math.imul(a ^ (a >>> 15), 1 | a);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** A command that was sent, and its receipt once it was acknowledged. */
 interface Sent {

@@ -14,6 +14,7 @@ import { isProblem, type Problem } from "../../src/kernel/problems.ts";
 import { matches, object } from "../../src/kernel/schema.ts";
 import { columnsOf, digest } from "../../src/kernel/table.ts";
 import { type Kernel, kernel, uuid } from "../support/given.ts";
+import { random as dice } from "../support/random.ts";
 
 const seed = Number(process.env.MP_TEST_SEED ?? Date.now()) | 0;
 console.log(`test/domain/laws.test.ts: MP_TEST_SEED=${seed}`);
@@ -59,17 +60,6 @@ type Spec = TSchema & {
   properties?: Record<string, TSchema>;
   required?: string[];
 };
-
-/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
-function dice(from: number): () => number {
-  let state = from;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** The words that a schema takes; where there are none, texts made from its pattern. */
 const pools = new Map<string, string[]>();

@@ -9,23 +9,13 @@ import fc from "fast-check";
 import type { Outcome } from "../../src/kernel/execute.ts";
 import { matches } from "../../src/kernel/schema.ts";
 import { type Kernel, kernel, uuid } from "../support/given.ts";
+import { random as dice } from "../support/random.ts";
 import { type Answer, type Fresh, iso, LIVE, LOCK, SESSION, TASK, type World, world } from "./model.ts";
 
 const seed = Number(process.env.MP_TEST_SEED ?? Date.now()) | 0;
 console.log(`test/domain/model.test.ts: MP_TEST_SEED=${seed}`);
 
 type Payload = Record<string, unknown>;
-
-/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
-function dice(from: number): () => number {
-  let state = from;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 // ── What is sent ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@
  */
 import { expect, test } from "bun:test";
 import { run, tempHome } from "../support/binary.ts";
+import { random } from "../support/random.ts";
 
 const CLAIMERS = 16;
 const TASKS = 200;
@@ -22,17 +23,6 @@ interface Event {
     readonly epoch: number;
     readonly attempt: number;
     readonly depends_on: readonly string[];
-  };
-}
-
-/** Numbers from 0 to 1, the same for the same seed. */
-function random(state: number): () => number {
-  let a = state;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let t = Math.imul(a ^ (a >>> 15), 1 | a);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   };
 }
 

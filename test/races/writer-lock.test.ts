@@ -8,6 +8,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { run, tempHome, waitFor } from "../support/binary.ts";
+import { random } from "../support/random.ts";
 
 const FIGHTERS = 16;
 const ROUNDS = 8;
@@ -26,16 +27,6 @@ interface Use {
   readonly accepted: boolean;
   /** Position of the log with the answer; undefined for a refusal. */
   readonly seq_global: number | undefined;
-}
-
-function random(state: number): () => number {
-  let a = state;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let t = Math.imul(a ^ (a >>> 15), 1 | a);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 test(`${FIGHTERS} processes and one writer lock: no stale epoch is ever accepted`, async () => {

@@ -76,7 +76,8 @@ test(`${FIGHTERS} processes and one writer lock: no stale epoch is ever accepted
     let old: number | undefined;
     for (let round = 0; round < ROUNDS; round++) {
       let taken = await mp("worktree", "lock-writer", worktree, "--session", session, "--ttl-ms", "1000");
-      if (taken.code !== 0 && dice() < 0.3) {
+      const stolen = taken.code !== 0 && dice() < 0.3;
+      if (stolen) {
         const held = JSON.parse(taken.said) as { details: { epoch: number } };
         taken = await mp(
           "worktree",
@@ -96,8 +97,8 @@ test(`${FIGHTERS} processes and one writer lock: no stale epoch is ever accepted
       old = epoch;
       await use("check", epoch, place);
       if (dice() < 0.5) await use("renew-writer", epoch, worktree, "--session", session);
-      // Some keep it until it runs out.
-      if (dice() < 0.8) await use("release-writer", epoch, worktree, "--session", session);
+      // Some keep it until it runs out; a stolen one would last for minutes.
+      if (stolen || dice() < 0.8) await use("release-writer", epoch, worktree, "--session", session);
       await use("check", epoch, place);
     }
   }

@@ -187,6 +187,18 @@ function givenBack(find: Find, session_id: string) {
   ];
 }
 
+/** What a resumed session still holds: each goes on under a new epoch, so whoever has the old one can do no more. */
+function takenUp(find: Find, session_id: string) {
+  const locked = find.all("worktrees", { writer_session_id: session_id });
+  const claimed = find.all("tasks", { claim_session_id: session_id });
+  return [
+    ...locked.map(
+      ({ worktree_id }) => ({ type: "worktree.take_up", payload: { worktree_id, session_id } }) as const,
+    ),
+    ...claimed.map(({ task_id }) => ({ type: "task.take_up", payload: { task_id, session_id } }) as const),
+  ];
+}
+
 const beginning = {
   parent_session_id: Type.Optional(Id),
   agent: Agent,
@@ -282,7 +294,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
     ),
     resume: command(
       { session_id: Id, ttl_ms: Type.Optional(Ttl) },
-      "Take up a lost session again, under a new epoch: whoever has the old one can do no more.",
+      "Take up a lost session again: it and what it still holds get new epochs, those before are void.",
       { result: Leased },
     ),
     end: command(
@@ -400,13 +412,14 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
         result: { epoch: 1, expires_at: later(at, ttl_ms) },
       };
     },
-    resume(state, { ttl_ms = DEFAULT_TTL_MS }, { find, scope, at }) {
+    resume(state, { ttl_ms = DEFAULT_TTL_MS }, { find, id, scope, at }) {
       const refused = shut(find, scope) ?? barred(state, "running", "resume");
       if (refused) return refused;
       const epoch = state.epoch + 1;
       return {
         events: [{ type: "resumed", payload: { epoch, ttl_ms } }],
         result: { epoch, expires_at: later(at, ttl_ms) },
+        also: takenUp(find, id),
       };
     },
     end(state, { outcome, summary, exit_code, reason, epoch }, { find, id }) {

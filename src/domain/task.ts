@@ -254,6 +254,8 @@ declare module "../kernel/aggregate.ts" {
   interface Calls {
     /** A session has ended: give back the claim it has on the task. */
     "task.leave": { readonly task_id: string; readonly session_id: string };
+    /** A session was resumed: the claim that it still has on the task gets a new epoch. */
+    "task.take_up": { readonly task_id: string; readonly session_id: string };
     "task.advance_stage": { readonly task_id: string; readonly stage: string };
   }
 }
@@ -814,6 +816,9 @@ export const task = aggregate(
     leave: command({ task_id: Id, session_id: Id }, "The session has ended: its claim goes.", {
       internal: true,
     }),
+    take_up: command({ task_id: Id, session_id: Id }, "The session was resumed: its claim goes on.", {
+      internal: true,
+    }),
   },
   events: {
     created: event(1, {
@@ -823,6 +828,7 @@ export const task = aggregate(
       max_attempts: Attempts,
     }),
     claimed: event(1, { session_id: Id, epoch: Epoch, attempt: Epoch, ttl_ms: Ttl }),
+    claim_resumed: event(1, { session_id: Id, epoch: Epoch, ttl_ms: Ttl }),
     released: event(1, { session_id: Id, epoch: Epoch, reason: Reason }),
     claim_expired: event(1, { session_id: Id, epoch: Epoch }),
     succeeded: event(1, { epoch: Epoch, result: Type.Optional(Result) }),
@@ -1044,6 +1050,10 @@ export const task = aggregate(
       claim?.session_id === session_id
         ? [{ type: "released", payload: { session_id, epoch: claim.epoch, reason: "the session has ended" } }]
         : [],
+    take_up: ({ claim, epoch }, { session_id }) =>
+      claim?.session_id === session_id
+        ? [{ type: "claim_resumed", payload: { ...claim, epoch: epoch + 1 } }]
+        : [],
   },
   evolve: {
     created: (state, { stage, max_attempts }) => ({ ...state, stage, max_attempts }),
@@ -1054,6 +1064,7 @@ export const task = aggregate(
       epoch,
       claim: { session_id, epoch, ttl_ms },
     }),
+    claim_resumed: (state, claim) => ({ ...state, epoch: claim.epoch, claim }),
     released: unclaimed,
     claim_expired: unclaimed,
     succeeded: (state) => ({ ...state, status: "succeeded", claim: undefined }),
@@ -1130,6 +1141,12 @@ export const task = aggregate(
           claim_epoch: epoch,
           ...touched(event),
         });
+      },
+      claim_resumed: (rows, event) => {
+        const { epoch } = event.payload;
+        const { task_id, attempt } = rowOf(rows, event);
+        rows.task_attempts.update({ task_id, attempt }, { epoch });
+        rows.tasks.update({ task_id }, { claim_epoch: epoch, ...touched(event) });
       },
       released: (rows, event) => claimOver(rows, event, "released"),
       claim_expired: (rows, event) => claimOver(rows, event, "expired"),

@@ -122,6 +122,8 @@ declare module "../kernel/aggregate.ts" {
   interface Calls {
     /** A session has ended: release its writer lock, if it has it, and detach it. */
     "worktree.leave": { readonly worktree_id: string; readonly session_id: string };
+    /** A session was resumed: the writer lock that it still holds gets a new epoch. */
+    "worktree.take_up": { readonly worktree_id: string; readonly session_id: string };
   }
 }
 
@@ -263,6 +265,7 @@ export const worktree = aggregate(
     ),
     expire_writer: command({ ...one, epoch: Seq }, "The writer lock has run out.", { internal: true }),
     leave: command({ ...one, session_id: Id }, "A session has ended.", { internal: true }),
+    take_up: command({ ...one, session_id: Id }, "A session was resumed.", { internal: true }),
     record_created: command(
       { ...one, branch: Type.Optional(Type.String({ maxLength: 255 })), commit: Type.Optional(Commit) },
       "Git has made it.",
@@ -450,6 +453,10 @@ export const worktree = aggregate(
         ? [{ type: "writer_expired", payload: { session_id: lock.session_id!, epoch } }]
         : [],
     leave: (state, { session_id }, context) => going(context, state, session_id),
+    take_up: ({ lock: { status, session_id: holder, epoch, ttl_ms } }, { session_id }) =>
+      status === "held" && holder === session_id
+        ? [{ type: "writer_locked", payload: { session_id, epoch: epoch + 1, ttl_ms } }]
+        : [],
     // An outcome is recorded once: told again, or after a start has settled it, it changes nothing.
     record_created: ({ status }, { branch, commit }) =>
       status === "creating" ? [{ type: "created", payload: { branch, commit } }] : [],

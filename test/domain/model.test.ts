@@ -70,6 +70,11 @@ function maker(it: World, now: number, random: () => number) {
     const task_id = one(it.tasks, fits);
     return { task_id, epoch: near(it.tasks.get(task_id)?.epoch, 1) };
   };
+  const holding = () => {
+    const task_id = one(it.tasks, ({ holder }) => holder !== undefined);
+    const { holder } = it.tasks.get(task_id) ?? {};
+    return { task_id, session_id: chance(0.8) && holder ? holder : session() };
+  };
   const stopped = () => ({ task_id: claimed().task_id });
   const speaking = () => {
     const lives = chance(0.6);
@@ -212,6 +217,7 @@ function maker(it: World, now: number, random: () => number) {
       return { worktree_id, epoch };
     },
     "worktree.leave": writerOnly(writer),
+    "worktree.take_up": writerOnly(writer),
     "worktree.record_created": () => ({ worktree_id: worktree(), branch: maybe(0.8, branch) }),
     "worktree.record_creation_failed": () => ({ worktree_id: worktree(), message: "no space" }),
     "worktree.record_removed": () => ({ worktree_id: worktree() }),
@@ -281,11 +287,8 @@ function maker(it: World, now: number, random: () => number) {
     },
     "task.advance_stage": () => ({ task_id: task(), stage: pick(STAGES) }),
     "task.expire_claim": claimed,
-    "task.leave"() {
-      const task_id = one(it.tasks, ({ holder }) => holder !== undefined);
-      const { holder } = it.tasks.get(task_id) ?? {};
-      return { task_id, session_id: chance(0.8) && holder ? holder : session() };
-    },
+    "task.leave": holding,
+    "task.take_up": holding,
     "board.create": () => ({
       workspace_id: workspace(),
       name: pick(NAMES),
@@ -431,9 +434,12 @@ function play(first: number, steps: readonly Step[], met: Met): void {
   };
   const noteWays = (before: Map<string, string>) => {
     for (const [what, to] of standing(model)) {
-      const [kind, from] = [what.split(" ")[0]!, before.get(what)];
-      if (from !== undefined && from !== to)
-        count(met.ways, `${kind}: ${from.split(" ")[0]} → ${to.split(" ")[0]}`);
+      const kind = what.split(" ")[0]!;
+      const was = before.get(what);
+      if (was === undefined || was === to) continue;
+      const way = `${kind}: ${was.split(" ")[0]} → ${to.split(" ")[0]}`;
+      // A task whose claim is taken up under a new epoch stays where it is.
+      if (ways.includes(way) || was.split(" ")[0] !== to.split(" ")[0]) count(met.ways, way);
     }
   };
 
@@ -912,7 +918,7 @@ function firstSteps(from: number): Step[] {
 /** How often each command comes: what makes something or closes it less often than what happens in between. */
 function weight(type: string): number {
   if (/^workspace\.close$|^project\.archive$/.test(type)) return 1;
-  if (/^workspace\.create$|^project\.|\.(leave|expire|retention_over)$/.test(type)) return 2;
+  if (/^workspace\.create$|^project\.|\.(leave|take_up|expire|retention_over)$/.test(type)) return 2;
   if (/^worktree\.(create|register|remove|record_)|^(session|board)\.(fork|create)$|^artifact\./.test(type))
     return 6;
   if (/^worktree\.(attach|lock|renew)|^task\.(claim|block)$|^session\.report_status$/.test(type)) return 30;
@@ -954,6 +960,7 @@ const CHANGES: Readonly<Record<string, Readonly<Record<string, readonly string[]
     "worktree.release_writer": ["held", "expired"],
     "worktree.steal_writer": ["free", "held", "expired"],
     "worktree.expire_writer": ["held"],
+    "worktree.take_up": ["held"],
   },
   task: {
     "task.claim": ["queued"],
@@ -970,6 +977,7 @@ const CHANGES: Readonly<Record<string, Readonly<Record<string, readonly string[]
     "task.retry": ["failed"],
     "task.cancel": ["queued", "running", ...STOPPED],
     "task.expire_claim": ["running", ...STOPPED],
+    "task.take_up": ["running", ...STOPPED],
   },
 };
 const TABLES = { session: SESSION, lock: LOCK, task: TASK };

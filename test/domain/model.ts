@@ -325,6 +325,19 @@ export function world() {
     lease(`worktree/${id}`, it.lock.epoch, ttl);
     return { epoch: it.lock.epoch, expires_at: iso(now + ttl) };
   }
+  /** What a resumed session holds goes on under new epochs. */
+  function takeUpLock(id: string, session_id: string) {
+    const it = worktrees.get(id)!;
+    if (holds(it, session_id)) lock(id, session_id, "writer_locked", it.lock.ttl);
+  }
+  function takeUpClaim(id: string, session_id: string) {
+    const it = tasks.get(id)!;
+    if (it.holder !== session_id) return;
+    it.epoch += 1;
+    it.attempts.at(-1)!.epoch = it.epoch;
+    tell("task", id, "claim_resumed");
+    lease(`task/${id}`, it.epoch, it.ttl);
+  }
   /** Git says how what it began has ended. It counts while it is waited for, and only then. */
   function outcome(id: string, awaited: readonly string[], type: string, change: Partial<Worktree>) {
     const it = worktrees.get(id)!;
@@ -629,6 +642,8 @@ export function world() {
       Object.assign(it, { status: "running", epoch: it.epoch + 1, ttl });
       tell("session", session_id, "resumed");
       lease(`session/${session_id}`, it.epoch, ttl);
+      for (const id of worktrees.keys()) takeUpLock(id, session_id);
+      for (const id of tasks.keys()) takeUpClaim(id, session_id);
       return { epoch: it.epoch, expires_at: iso(now + ttl) };
     },
     "session.end"({ session_id, outcome, epoch }: Id<"session"> & { outcome: string; epoch?: number }) {
@@ -735,6 +750,8 @@ export function world() {
     },
     "worktree.leave": ({ worktree_id, session_id }: Id<"worktree"> & Id<"session">) =>
       leave(worktree_id, session_id),
+    "worktree.take_up": ({ worktree_id, session_id }: Id<"worktree"> & Id<"session">) =>
+      takeUpLock(worktree_id, session_id),
     "worktree.record_created": ({
       worktree_id,
       branch = null,
@@ -882,6 +899,7 @@ export function world() {
     "task.leave"({ task_id, session_id }: Id<"task"> & Id<"session">) {
       if (tasks.get(task_id)!.holder === session_id) giveBack(task_id, "released");
     },
+    "task.take_up": ({ task_id, session_id }: Id<"task"> & Id<"session">) => takeUpClaim(task_id, session_id),
 
     "board.create"({ workspace_id, name, lanes }: { workspace_id: string; name: string; lanes: Wanted[] }) {
       open(workspace_id);

@@ -621,7 +621,7 @@ describe("get", () => {
   });
 });
 
-describe("an end gives everything back, in one transaction", () => {
+describe("what a session holds changes with it, in one transaction", () => {
   const [T1, T2, T3] = [uuid(31), uuid(32), uuid(33)];
   const [D1, D2] = [uuid(41), uuid(42)];
   const scope = { workspace_id: W, project_id: P };
@@ -652,7 +652,52 @@ describe("an end gives everything back, in one transaction", () => {
     first("released", { session_id: S, epoch: 1, reason: "the session has ended" }),
   ];
 
-  test("locks, attachments and claims of its own, and of nobody else", () => {
+  test("a resumed one has it under new epochs: who knows the old ones can do no more", () => {
+    const it = given(session, ...held, lost);
+    const [again] = it
+      .when("resume", { session_id: S })
+      .thenEvents(
+        { type: "resumed", payload: { epoch: 2, ttl_ms: 300_000 } },
+        tree1("writer_locked", { session_id: S, epoch: 2, ttl_ms: 300_000 }),
+        first("claim_resumed", { session_id: S, epoch: 2, ttl_ms: 300_000 }),
+      );
+    const { kernel } = it;
+    const stale = { details: { epoch: 1, current: 2 } };
+    const [mine, old] = [{ session_id: S }, { epoch: 1 }];
+    for (const type of ["worktree.renew_writer", "worktree.release_writer"])
+      expect(kernel.run(type, { worktree_id: T1, ...mine, ...old })).toMatchObject({ problem: stale });
+    for (const [type, more] of [
+      ["task.renew", {}],
+      ["task.release", {}],
+      ["task.complete", {}],
+      ["task.fail", { failure: { class: "x", message: "" } }],
+    ] as const)
+      expect(kernel.run(type, { task_id: D1, ...old, ...more })).toMatchObject({ problem: stale });
+    expect(kernel.queryRefused("worktree.check", { path: "/a", ...old })).toMatchObject(stale);
+    // Who asks for what it has is told the new ones; the attempt is the one that it was.
+    const expires_at = expiry(again!.timestamp, 300_000);
+    it.kernel.clock.forward(1_000);
+    const told = (type: string, payload: Record<string, unknown>) => {
+      const outcome = kernel.run(type, payload);
+      return JSON.parse("receipt" in outcome ? outcome.receipt : "{}") as object;
+    };
+    expect(told("worktree.lock_writer", { worktree_id: T1, ...mine })).toMatchObject({
+      events: [],
+      result: { epoch: 2, expires_at },
+    });
+    const claimed = { task_id: D1, epoch: 2, attempt: 1, expires_at };
+    expect(told("task.claim", { task_id: D1, ...mine })).toMatchObject({ events: [], result: claimed });
+    expect(kernel.query("task.get", { task_id: D1 })).toMatchObject({
+      claim: { ...mine, epoch: 2, attempt: 1 },
+      attempts: [{ attempt: 1, epoch: 2 }],
+    });
+    kernel.run("task.complete", { task_id: D1, epoch: 2 });
+    expect(kernel.query("task.get", { task_id: D1 })).toMatchObject({
+      attempts: [{ attempt: 1, epoch: 2, outcome: "succeeded" }],
+    });
+  });
+
+  test("an end gives back locks, attachments and claims of its own, and of nobody else", () => {
     const it = given(session, ...held);
     expect(it.kernel.query("session.get", { session_id: S })).toMatchObject({
       attachments: [

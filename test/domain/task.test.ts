@@ -158,6 +158,7 @@ describe("every command in every status", () => {
       "advance_stage",
       "expire_claim",
       "leave",
+      "take_up",
     ];
     expect([...new Set(Object.values(tried).map(({ name }) => name)), ...others].sort()).toEqual(
       Object.keys(task.commands).sort(),
@@ -587,6 +588,29 @@ describe("the end of a claim", () => {
       .thenEvents();
     given(task, ...all, released)
       .when("leave", { task_id: T, session_id: S })
+      .thenEvents();
+  });
+
+  test("taken up, it goes on under a new epoch and as it was, stopped or not", () => {
+    for (const stop of [[], [its("paused", { reason: "wait" })], [blocked("approval")]]) {
+      const about = given(task, ...world, made(T), claimed(), ...stop);
+      const { status } = about.kernel.query("task.get", { task_id: T });
+      about.kernel.clock.forward(1_000);
+      about.when("take_up", { task_id: T, session_id: S2 }).thenEvents();
+      const [event] = about
+        .when("take_up", { task_id: T, session_id: S })
+        .thenEvents(its("claim_resumed", { session_id: S, epoch: 2, ttl_ms: 60_000 }));
+      expect(about.kernel.query("task.get", { task_id: T })).toMatchObject({
+        status,
+        claim: { session_id: S, epoch: 2, attempt: 1 },
+      });
+      expect(about.kernel.lease(`task/${T}`)).toMatchObject({
+        epoch: 2,
+        expires_at: Date.parse(event!.timestamp) + 60_000,
+      });
+    }
+    given(task, ...world, made(T), claimed(), released)
+      .when("take_up", { task_id: T, session_id: S })
       .thenEvents();
   });
 
@@ -1043,6 +1067,7 @@ describe("after any sequence of commands", () => {
       { weight: 2, arbitrary: step("remove_dependency", { on: nth }) },
       { weight: 6, arbitrary: step("expire_claim", { epoch }) },
       step("leave", { session_id: fc.constantFrom(S, S2) }),
+      { weight: 2, arbitrary: step("take_up", { session_id: fc.constantFrom(S, S2) }) },
     ),
     { minLength: 90, maxLength: 180, size: "max" },
   );

@@ -288,6 +288,9 @@ describe("in each status", () => {
         .when("leave", { ...one, session_id: A })
         .thenEvents();
       it()
+        .when("take_up", { ...one, session_id: A })
+        .thenEvents();
+      it()
         .when("renew_writer", { ...one, session_id: A, epoch: 1 })
         .thenRefused("worktree.stale_epoch", { epoch: 1, current: 0 });
       it()
@@ -491,6 +494,25 @@ describe("attach and detach", () => {
     given(worktree, ...world, ...present, attached(A), t("detached", { session_id: A }))
       .when("remove", one)
       .thenEvents({ type: "removal_started", payload: { force: false } });
+  });
+
+  test("a session that is resumed has the locks that still hold under new epochs, and no others", () => {
+    const [T3, other] = [uuid(40), about(worktree, T2, inW)];
+    const third = about(worktree, T3, inW);
+    const begun = [other, third].flatMap((each, n) => [
+      each("registered", { host: "here", path: `/srv/t${n}` }),
+      each("attached", { session_id: A, mode: "write" }),
+      each("writer_locked", { session_id: A, epoch: 1, ttl_ms: 60_000 }),
+    ]);
+    const [ran, s] = [third("writer_expired", { session_id: A, epoch: 1 }), about(session, A, inW)];
+    const it = given(session, ...shared, locked(A, 3), ...begun, ran, s("lost", { epoch: 1 }));
+    it.when("resume", { session_id: A }).thenEvents(
+      { type: "resumed", payload: { epoch: 2, ttl_ms: 300_000 } },
+      locked(A, 4),
+      other("writer_locked", { session_id: A, epoch: 2, ttl_ms: 60_000 }),
+    );
+    expect(it.kernel.lease(`worktree/${T2}`)).toMatchObject({ epoch: 2, ttl_ms: 60_000 });
+    expect(it.kernel.lease(`worktree/${T3}`)).toBeUndefined();
   });
 
   test("a session that ends leaves every worktree, and gives its lock back", () => {

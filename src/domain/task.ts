@@ -6,74 +6,59 @@
  * with an epoch: whoever holds it says so with each word about the work, and is refused once it is over. Dependencies never
  * form a cycle. Left out on purpose: nothing here knows what the work is, or does any.
  */
-import { type Static, Type } from "typebox";
+import { Type } from "typebox";
 import {
   aggregate,
   between,
   born,
   command,
-  type Event,
   event,
   type Find,
   later,
   missing,
   query,
-  type Read,
   type Refused,
-  type RowOf,
-  type Rows,
   reject,
-  table,
   touched,
 } from "../kernel/aggregate.ts";
-import {
-  DEFAULT_PAGE,
-  Id,
-  LARGE_PAGE,
-  Name,
-  nullable,
-  object,
-  oneOf,
-  pageOf,
-  Seq,
-  Time,
-} from "../kernel/schema.ts";
+import { Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
 import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
+import { wayFrom } from "./task-cycle.ts";
+import { foremost, foremostOf, horizon } from "./task-queue.ts";
+import {
+  attempt,
+  Body,
+  begin,
+  change,
+  claimOver,
+  DEFAULT_PRIORITY,
+  depend,
+  endAttempt,
+  Failure,
+  goOn,
+  isDone,
+  Priority,
+  rowOf,
+  Status,
+  shown,
+  since,
+  sortedJson,
+  tables,
+  Words,
+} from "./task-rows.ts";
+import { get, MAX_UNMET, overdueOnes, ready, Some, Why } from "./task-views.ts";
 
-const Status = oneOf(
-  "queued",
-  "running",
-  "paused",
-  "awaiting_user_input",
-  "blocked_by_policy",
-  "blocked_by_approval",
-  "succeeded",
-  "failed",
-  "cancelled",
-);
-const LEAST_URGENT = 4;
-const DEFAULT_PRIORITY = 2;
 const DEFAULT_ATTEMPTS = 3;
 /** What a task can depend on from the start: more does not fit into its event. */
 const MAX_DEPENDS_ON = 1_000;
-
-const Priority = Type.Integer({
-  minimum: 0,
-  maximum: LEAST_URGENT,
-  description: `0 is the most urgent, ${LEAST_URGENT} the least, ${DEFAULT_PRIORITY} when absent`,
-});
-const Attempts = Type.Integer({ minimum: 1, maximum: 1_000 });
-const Body = Type.String({ maxLength: 32_768 });
-const Words = Type.String({ maxLength: 4_096 });
-const Failure = object({ class: Name, message: Words });
 /** Any JSON object: what came of the work, in the words of who did it. */
 const Result = Type.Object({});
+const Attempts = Type.Integer({ minimum: 1, maximum: 1_000 });
 const Epoch = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 const Ttl = ttl("the claim lasts without a renewal");
 const BlockedOn = oneOf("policy", "approval", "user_input");
 
-type Status = Static<typeof Status>;
 type Step =
   | "claim"
   | "release"
@@ -128,129 +113,7 @@ const blockedBy = {
   user_input: "awaiting_user_input",
 } as const;
 
-/** Nothing is to be done any more, unless it is tried again. */
-function isDone(status: Status): boolean {
-  return status === "succeeded" || status === "failed" || status === "cancelled";
-}
-
-// ── Tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-const shown = {
-  task_id: Id,
-  workspace_id: Id,
-  project_id: Id,
-  parent_task_id: nullable(Id),
-  title: Name,
-  body: nullable(Body),
-  priority: Priority,
-  stage: nullable(Name),
-  status: Status,
-  /** How often it was claimed. */
-  attempt: Seq,
-  max_attempts: Seq,
-  not_before: nullable(Time),
-  deadline_at: nullable(Time),
-  /** Why it is blocked or paused, in the words of who did it. */
-  blocked_reason: nullable(Words),
-  /** Who holds the claim; null when nobody does. */
-  claim_session_id: nullable(Id),
-  /** The last epoch that was given out; 0 when none was. */
-  claim_epoch: Seq,
-  /** How many of its dependencies have not succeeded. */
-  unmet: Seq,
-  failure_class: nullable(Name),
-  failure_message: nullable(Words),
-  created_at: Time,
-  updated_at: Time,
-  version: Seq,
-};
-
-const tasks = table(
-  {
-    ...shown,
-    /** 1 when it is queued and nothing is unmet: it is in the queue. */
-    ready: Type.Integer({ minimum: 0, maximum: 1 }),
-    /** JSON, as `complete` told it. */
-    result: nullable(Type.String()),
-    /** Its deadline while there is something to be done; NEVER otherwise. */
-    due: Time,
-  },
-  {
-    key: ["task_id"],
-    // Where two serve alike SQLite takes the later one: so from those that tell little apart to those that tell much.
-    index: [
-      ["workspace_id"],
-      ["project_id"],
-      ["status"],
-      ["stage"],
-      ["due"],
-      ["parent_task_id"],
-      ["claim_session_id"],
-    ],
-    hidden: ["ready", "result", "due"],
-  },
-);
-
-/** Later than any time on the wire that means something. */
-const NEVER = "9999-12-31T23:59:59.999Z";
-
-const task_queue = table(
-  {
-    task_id: Id,
-    workspace_id: Id,
-    project_id: Id,
-    parent_task_id: nullable(Id),
-    stage: nullable(Name),
-    priority: Priority,
-    /** When its time came or comes: at its creation, or `not_before` where that is later. */
-    since: Time,
-  },
-  {
-    // The order of claims. Every index ends in the key, so each part of the queue is in that order too.
-    key: ["priority", "since", "task_id"],
-    index: [
-      ["workspace_id"],
-      ["workspace_id", "stage"],
-      ["project_id"],
-      ["project_id", "stage"],
-      ["parent_task_id"],
-    ],
-  },
-);
-
-const task_dependencies = table(
-  { task_id: Id, depends_on_task_id: Id },
-  { key: ["task_id", "depends_on_task_id"], index: [["depends_on_task_id", "task_id"]] },
-);
-
-const attempt = {
-  attempt: Seq,
-  session_id: Id,
-  epoch: Seq,
-  claimed_at: Time,
-  ended_at: nullable(Time),
-  outcome: nullable(oneOf("succeeded", "failed", "released", "expired", "cancelled")),
-  failure_class: nullable(Name),
-  failure_message: nullable(Words),
-};
-
-const task_attempts = table(
-  { task_id: Id, ...attempt },
-  { key: ["task_id", "attempt"], index: [["session_id", "task_id"]] },
-);
-
-const tables = { tasks, task_queue, task_dependencies, task_attempts };
-type Row = RowOf<typeof tasks>;
-type Queued = RowOf<typeof task_queue>;
-type TaskRows = { readonly [T in keyof typeof tables]: Rows<RowOf<(typeof tables)[T]>> };
-
 declare module "../kernel/aggregate.ts" {
-  interface Tables {
-    tasks: RowOf<typeof tasks>;
-    task_queue: RowOf<typeof task_queue>;
-    task_dependencies: RowOf<typeof task_dependencies>;
-    task_attempts: RowOf<typeof task_attempts>;
-  }
   interface Calls {
     /** A session has ended: give back the claim it has on the task. */
     "task.leave": { readonly task_id: string; readonly session_id: string };
@@ -323,399 +186,6 @@ function foreignParent(find: Find, task_id: string | undefined, project_id: stri
     : reject("task.other_project", { task_id, project_id: parent.project_id });
 }
 
-/** How many tasks a step of a search looks at in one go. */
-const SEARCH_STEP = 500;
-
-/**
- * The shortest way from a task along what it depends on to another, both ends included. Breadth-first from both ends, always
- * on the side where less is open: when either runs dry there is no way, so a task that nothing depends on costs one look.
- */
-function wayFrom(find: Find, from: string, to: string): string[] | undefined {
-  if (from === to) return [from];
-  const side = (start: string, step: (ids: readonly string[]) => (readonly [string, string])[]) => ({
-    came: new Map<string, string | undefined>([[start, undefined]]),
-    open: [start],
-    step,
-  });
-  const down = side(from, (ids) =>
-    find
-      .all("task_dependencies", { task_id: { oneOf: ids } })
-      .map(({ task_id, depends_on_task_id }) => [task_id, depends_on_task_id]),
-  );
-  const up = side(to, (ids) =>
-    find
-      .all(
-        "task_dependencies",
-        { depends_on_task_id: { oneOf: ids } },
-        { by: ["depends_on_task_id", "task_id"] },
-      )
-      .map(({ task_id, depends_on_task_id }) => [depends_on_task_id, task_id]),
-  );
-  while (down.open.length > 0 && up.open.length > 0) {
-    const [near, far] = down.open.length < up.open.length ? [down, up] : [up, down];
-    const { open } = near;
-    near.open = [];
-    for (let at = 0; at < open.length; at += SEARCH_STEP)
-      for (const [last, reached] of near.step(open.slice(at, at + SEARCH_STEP))) {
-        if (near.came.has(reached)) continue;
-        near.came.set(reached, last);
-        if (far.came.has(reached))
-          return [...trail(down.came, reached).reverse(), ...trail(up.came, reached).slice(1)];
-        near.open.push(reached);
-      }
-  }
-  return undefined;
-}
-
-function trail(came: ReadonlyMap<string, string | undefined>, from: string): string[] {
-  const way: string[] = [];
-  for (let at: string | undefined = from; at !== undefined; at = came.get(at)) way.push(at);
-  return way;
-}
-
-// ── The queue ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-function since({ created_at, not_before }: Pick<Row, "created_at" | "not_before">): string {
-  return not_before !== null && not_before > created_at ? not_before : created_at;
-}
-
-/** The time that `not_before` is held against. Whose time has come stays due when the clock is set back. */
-function horizon({ all }: Pick<Find, "all">, at: string): string {
-  const youngest = all("tasks", { task_id: { above: "" } }, { descending: true, limit: 1 })[0];
-  return youngest && youngest.created_at > at ? youngest.created_at : at;
-}
-
-/** A part of the queue that one index holds in order. */
-type Part = Partial<Pick<Queued, "workspace_id" | "project_id" | "parent_task_id" | "stage">>;
-
-/** Whose turn it is in a part of the queue; when it is nobody's, when the first one's time comes. */
-function foremost(find: Find, part: Part, upTo: string): { next?: Queued; next_at: string | null } {
-  let next_at: string | null = null;
-  for (let from = 0; ; ) {
-    const head = find.all("task_queue", { ...part, priority: { from } }, { limit: 1 })[0];
-    if (!head) return { next_at };
-    if (head.since <= upTo) return { next: head, next_at };
-    // The first of its priority is not due, so none of it is.
-    if (next_at === null || head.since < next_at) next_at = head.since;
-    from = head.priority + 1;
-  }
-}
-
-/** Whether one stands before another in the queue. */
-function precedes(one: Queued, other: Queued): boolean {
-  if (one.priority !== other.priority) return one.priority < other.priority;
-  return one.since === other.since ? one.task_id < other.task_id : one.since < other.since;
-}
-
-/** Whose turn it is in a workspace, where an archived project's tasks stand in the queue but are nobody's work. */
-function foremostOf(find: Find, workspace_id: string, part: Part, upTo: string): ReturnType<typeof foremost> {
-  const found = foremost(find, { workspace_id, ...part }, upTo);
-  const project_id = found.next?.project_id;
-  // A time to wait for may be that of an archived project's task as well.
-  const open =
-    project_id === undefined
-      ? found.next_at === null
-      : find.one("projects", { project_id })?.status === "active";
-  if (open) return found;
-  return find
-    .all("projects", { workspace_id, status: "active" })
-    .map((each) => foremost(find, { project_id: each.project_id, ...part }, upTo))
-    .reduce(
-      (best, each) => ({
-        next_at: [best.next_at, each.next_at].filter((time) => time !== null).sort()[0] ?? null,
-        ...(best.next && !(each.next && precedes(each.next, best.next))
-          ? { next: best.next }
-          : each.next && { next: each.next }),
-      }),
-      { next_at: null } as ReturnType<typeof foremost>,
-    );
-}
-
-/** Up to so many tasks that stand behind one in the queue, or from its start on, whose time has come. */
-function following(read: Read, part: Part, after: Queued | undefined, upTo: string, limit: number): Queued[] {
-  const rows: Queued[] = [];
-  for (let priority = after?.priority ?? 0; priority <= LEAST_URGENT; priority++) {
-    const pieces =
-      after?.priority === priority
-        ? [
-            { since: { from: after.since, upTo: after.since }, task_id: { above: after.task_id } },
-            { since: { above: after.since, upTo } },
-          ]
-        : [{ since: { upTo } }];
-    for (const piece of pieces)
-      if (rows.length < limit)
-        rows.push(...read.all("task_queue", { ...part, priority, ...piece }, { limit: limit - rows.length }));
-  }
-  return rows;
-}
-
-// ── The read model ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-function queued(row: Row): Queued {
-  const { task_id, workspace_id, project_id, parent_task_id, stage, priority } = row;
-  return { task_id, workspace_id, project_id, parent_task_id, stage, priority, since: since(row) };
-}
-
-/** Columns that follow from the others. */
-function derived({ status, unmet, deadline_at }: Row): Pick<Row, "ready" | "due"> {
-  return {
-    ready: status === "queued" && unmet === 0 ? 1 : 0,
-    due: deadline_at === null || isDone(status) ? NEVER : deadline_at,
-  };
-}
-
-function rowOf(rows: TaskRows, { subject }: Event): Row {
-  return rows.tasks.one({ task_id: subject.id })!;
-}
-
-/** Change a task's row, and have it in the queue while it is ready, and only then. */
-function change(rows: TaskRows, row: Row, to: Partial<Row>): void {
-  const after = { ...row, ...to };
-  const { ready, due } = derived(after);
-  const { task_id } = row;
-  rows.tasks.update({ task_id }, { ...to, ready, ...(due !== row.due && { due }) });
-  const { priority, since } = queued(row);
-  if (ready > row.ready) rows.task_queue.insert(queued(after));
-  else if (ready < row.ready) rows.task_queue.delete({ priority, since, task_id });
-  else if (ready === 1 && after.stage !== row.stage)
-    rows.task_queue.update({ priority, since, task_id }, { stage: after.stage });
-}
-
-/** What ends with an attempt: the claim, and the row that tells of it. Nothing when nobody holds a claim. */
-function endAttempt(
-  rows: TaskRows,
-  row: Row,
-  event: Event,
-  outcome: Static<typeof attempt.outcome>,
-  failure?: Static<typeof Failure>,
-): Partial<Row> {
-  if (row.claim_session_id === null) return {};
-  rows.task_attempts.update(
-    { task_id: row.task_id, attempt: row.attempt },
-    {
-      ended_at: event.timestamp,
-      outcome,
-      failure_class: failure?.class ?? null,
-      failure_message: failure?.message ?? null,
-    },
-  );
-  return { claim_session_id: null };
-}
-
-/** The claim is given back, or has run out: whoever comes next can have the task, unless something else stops it. */
-function claimOver(rows: TaskRows, event: Event, outcome: "released" | "expired"): void {
-  const row = rowOf(rows, event);
-  change(rows, row, {
-    ...endAttempt(rows, row, event, outcome),
-    status: row.status === "running" ? "queued" : row.status,
-    ...touched(event),
-  });
-}
-
-/** Nothing stops it any more: it goes on with whoever has the claim, or waits for the next one. */
-function goOn(rows: TaskRows, event: Event): void {
-  const row = rowOf(rows, event);
-  change(rows, row, {
-    status: row.claim_session_id === null ? "queued" : "running",
-    blocked_reason: null,
-    ...touched(event),
-  });
-}
-
-/** JSON whose members stand in one order, whether the event is new or comes from the log. */
-function sortedJson(value: object): string {
-  return JSON.stringify(value, (_, each) =>
-    typeof each === "object" && each !== null && !Array.isArray(each)
-      ? Object.fromEntries(Object.entries(each).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : each,
-  );
-}
-
-// ── Queries ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-const Some = object({ task_id: Id, title: Name, status: Status });
-/** How many dependencies, dependents and attempts `get` shows of each. */
-const MAX_SHOWN = 1_000;
-const Why = object({
-  because: oneOf("status", "dependency", "not_before", "project_archived", "workspace_closed"),
-  detail: Type.String(),
-  /** The dependency that has not succeeded. */
-  task_id: Type.Optional(Id),
-});
-
-interface Page {
-  readonly limit?: number;
-  readonly cursor?: string;
-}
-type Filter = { readonly [K in "workspace_id" | "project_id" | "parent_task_id" | "stage"]?: string };
-
-/** What no page gave is refused as every page refuses it. */
-function badCursor(read: Read) {
-  return read.page("tasks", {}, { cursor: "" });
-}
-
-/** The rows of these tasks, in this order. */
-function rowsInOrder(read: Read, ids: readonly string[]): Row[] {
-  if (ids.length === 0) return [];
-  const found = new Map(read.all("tasks", { task_id: { oneOf: ids } }).map((row) => [row.task_id, row]));
-  return ids.map((id) => found.get(id)!);
-}
-
-/** A page from one row more than it may have: the cursor is the task it ends with, whose place in the order never changes. */
-function pageFrom(read: Read, ids: readonly string[], limit: number) {
-  const page = ids.slice(0, limit);
-  return { items: rowsInOrder(read, page), next: ids.length > limit ? page.at(-1)! : null };
-}
-
-/** The queue as a claimer finds it: what could be claimed now, in that order. */
-function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: Filter & Page, at: string) {
-  const last = cursor === undefined ? undefined : read.one("tasks", { task_id: cursor });
-  if (cursor !== undefined && !last) return badCursor(read);
-  const part = partOf(read, filter);
-  if (!part) return { items: [], next: null };
-  const projects = new Map<string, boolean>();
-  const open = ({ project_id }: Queued) => {
-    const known = projects.get(project_id) ?? closedBy(read, project_id) === undefined;
-    projects.set(project_id, known);
-    return known;
-  };
-  const upTo = horizon(read, at);
-  const ids: string[] = [];
-  let after = last && queued({ ...last, ready: 1, result: null, due: NEVER });
-  while (ids.length <= limit) {
-    const rows = following(read, part, after, upTo, limit + 1);
-    ids.push(...rows.filter(open).map((row) => row.task_id));
-    if (rows.length <= limit) break;
-    after = rows.at(-1);
-  }
-  return pageFrom(read, ids, limit);
-}
-
-/** The part of the queue that a filter means, in the fewest words, so that one index serves it; undefined when it is empty. */
-function partOf(read: Read, { workspace_id, project_id, parent_task_id, stage }: Filter): Part | undefined {
-  const staged = stage === undefined ? {} : { stage };
-  if (parent_task_id !== undefined) {
-    const parent = read.one("tasks", { task_id: parent_task_id });
-    const inside =
-      parent &&
-      (project_id ?? parent.project_id) === parent.project_id &&
-      (workspace_id ?? parent.workspace_id) === parent.workspace_id;
-    return inside ? { parent_task_id, ...staged } : undefined;
-  }
-  if (project_id === undefined) return workspace_id === undefined ? staged : { workspace_id, ...staged };
-  const project = read.one("projects", { project_id });
-  return project && (workspace_id ?? project.workspace_id) === project.workspace_id
-    ? { project_id, ...staged }
-    : undefined;
-}
-
-/** What keeps the work of a project from being begun, if anything does. */
-function closedBy(read: Read, project_id: string): "project_archived" | "workspace_closed" | undefined {
-  const project = read.one("projects", { project_id })!;
-  if (project.status === "archived") return "project_archived";
-  const workspace = read.one("workspaces", { workspace_id: project.workspace_id })!;
-  return workspace.status === "closed" ? "workspace_closed" : undefined;
-}
-
-/** Tasks whose deadline has passed before they were done, the longest overdue first. */
-function overdueOnes(
-  read: Read,
-  where: Readonly<Record<string, string | undefined>>,
-  { limit = DEFAULT_PAGE, cursor }: Page,
-  at: string,
-) {
-  const last = cursor === undefined ? undefined : read.one("tasks", { task_id: cursor });
-  if (cursor !== undefined && !last?.deadline_at) return badCursor(read);
-  const given = Object.entries(where).filter((each): each is [string, string] => each[1] !== undefined);
-  const rows = read.sql<{ task_id: string }>(
-    // The plus keeps SQLite from another index, behind which it would have to sort.
-    `SELECT task_id FROM tasks WHERE due < ? AND (due, task_id) > (?, ?)
-     ${given.map(([column]) => `AND +${column} = ?`).join(" ")} ORDER BY due, task_id LIMIT ?`,
-    at,
-    last?.deadline_at ?? "",
-    last?.task_id ?? "",
-    ...given.map(([, value]) => value),
-    limit + 1,
-  );
-  return pageFrom(
-    read,
-    rows.map((row) => row.task_id),
-    limit,
-  );
-}
-
-/** One task with all that bears on it. */
-function get(read: Read, { task_id }: { readonly task_id: string }, at: string) {
-  const row = read.one("tasks", { task_id });
-  if (!row) return missing("task", task_id);
-  const linked = (own: string, other: string) =>
-    read.sql<Static<typeof Some>>(
-      `SELECT t.task_id, t.title, t.status FROM task_dependencies AS d JOIN tasks AS t ON t.task_id = d.${other}
-       WHERE d.${own} = ? ORDER BY d.${other} LIMIT ${MAX_SHOWN}`,
-      task_id,
-    );
-  const count = (own: string) =>
-    read.sql<{ n: number }>(`SELECT count(*) AS n FROM task_dependencies WHERE ${own} = ?`, task_id)[0]!.n;
-  const [told] = read.sql<{ result: string | null }>("SELECT result FROM tasks WHERE task_id = ?", task_id);
-  const { claim_session_id, claim_epoch: epoch } = row;
-  return {
-    ...row,
-    dependencies: linked("task_id", "depends_on_task_id"),
-    dependency_count: count("task_id"),
-    dependents: linked("depends_on_task_id", "task_id"),
-    dependent_count: count("depends_on_task_id"),
-    attempts: read
-      .all("task_attempts", { task_id }, { by: ["attempt"], descending: true, limit: MAX_SHOWN })
-      .reverse()
-      .map(({ task_id: _, ...each }) => each),
-    claim:
-      claim_session_id === null
-        ? null
-        : {
-            session_id: claim_session_id,
-            epoch,
-            attempt: row.attempt,
-            expires_at: endOf(read, `task/${task_id}`) ?? at,
-          },
-    result: told?.result ? (JSON.parse(told.result) as object) : null,
-    why: why(read, row, at),
-  };
-}
-
-/** Why a task cannot be claimed now: nothing when it can. */
-function why(read: Read, row: Row, at: string): Static<typeof Why>[] {
-  const found: Static<typeof Why>[] = [];
-  const { task_id, project_id, status, blocked_reason, not_before } = row;
-  if (status !== "queued")
-    found.push({
-      because: "status",
-      detail: `it is ${status}${blocked_reason === null ? "" : `: ${blocked_reason}`}`,
-    });
-  const unmet = read.sql<Static<typeof Some>>(
-    `SELECT t.task_id, t.title, t.status FROM task_dependencies AS d JOIN tasks AS t ON t.task_id = d.depends_on_task_id
-     WHERE d.task_id = ? AND t.status <> 'succeeded' ORDER BY d.depends_on_task_id LIMIT ${MAX_UNMET}`,
-    task_id,
-  );
-  for (const each of unmet)
-    found.push({
-      because: "dependency",
-      detail: `it waits for '${each.title}', which is ${each.status}`,
-      task_id: each.task_id,
-    });
-  if (since(row) > horizon(read, at))
-    found.push({ because: "not_before", detail: `its time comes at ${not_before}` });
-  const closed = closedBy(read, project_id);
-  if (closed)
-    found.push({
-      because: closed,
-      detail: closed === "project_archived" ? "its project is archived" : "its workspace is closed",
-    });
-  return found;
-}
-
-/** How many unmet dependencies a refusal names. */
-const MAX_UNMET = 100;
-
 /** Why a queued task cannot be claimed yet. */
 function unready(find: Find, task_id: string, at: string): Refused | undefined {
   const row = find.one("tasks", { task_id })!;
@@ -732,7 +202,6 @@ function unready(find: Find, task_id: string, at: string): Refused | undefined {
           .map(({ task_id, status }) => ({ task_id, status }));
   return reject("task.not_ready", { unmet, ...(early && { not_before: row.not_before }) });
 }
-
 // ── The aggregate ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 const described = {
@@ -1089,7 +558,7 @@ export const task = aggregate(
         const met = depends_on.filter(
           (task_id) => rows.tasks.one({ task_id })!.status === "succeeded",
         ).length;
-        const row: Row = {
+        begin(rows, {
           ...born(event),
           task_id: subject.id,
           workspace_id: workspace_id ?? "",
@@ -1111,12 +580,7 @@ export const task = aggregate(
           failure_class: null,
           failure_message: null,
           result: null,
-          ready: 0,
-          due: NEVER,
-        };
-        const whole = { ...row, ...derived(row) };
-        rows.tasks.insert(whole);
-        if (whole.ready === 1) rows.task_queue.insert(queued(whole));
+        });
         for (const depends_on_task_id of depends_on)
           rows.task_dependencies.insert({ task_id: subject.id, depends_on_task_id });
       },
@@ -1271,15 +735,4 @@ function settled(state: State): Refused | undefined {
 
 function unclaimed(state: State): State {
   return { ...state, status: state.status === "running" ? "queued" : state.status, claim: undefined };
-}
-
-/** A dependency comes or goes: it counts as long as it has not succeeded. */
-function depend(rows: TaskRows, event: Event<{ depends_on_task_id: string }>, by: 1 | -1): void {
-  const row = rowOf(rows, event);
-  const { task_id } = row;
-  const { depends_on_task_id } = event.payload;
-  const needed = rows.tasks.one({ task_id: depends_on_task_id })!;
-  if (by === 1) rows.task_dependencies.insert({ task_id, depends_on_task_id });
-  else rows.task_dependencies.delete({ task_id, depends_on_task_id });
-  change(rows, row, { unmet: row.unmet + (needed.status === "succeeded" ? 0 : by), ...touched(event) });
 }

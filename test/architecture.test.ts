@@ -162,6 +162,16 @@ describe("who may know whom", () => {
     expect(callers).toEqual(["src/main.ts"]);
   });
 
+  test("cli: loads no aggregate; what it says of them is put in when the program is built", () => {
+    const loading = modules.filter(
+      (file) => file.startsWith("src/cli/") && values.get(file)!.includes("src/domain/index.ts"),
+    );
+    expect(loading).toEqual(["src/cli/surface-text.ts"]);
+    const uses = modules.flatMap((file) => text.get(file)!.match(/.*"\.\/surface-text\.ts".*/g) ?? []);
+    expect(uses.length).toBeGreaterThan(0);
+    expect(uses.filter((line) => !line.endsWith('"./surface-text.ts" with { type: "macro" };'))).toEqual([]);
+  });
+
   test("nobody goes in a circle; only what is loaded lazily may know who loads it", () => {
     const circles: string[] = [];
     const done = new Set<string>();

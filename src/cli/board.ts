@@ -6,12 +6,12 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
-import { registry } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import type { Column, Output } from "./output.ts";
 import { usage } from "./parse.ts";
 import { wantedBy } from "./payload.ts";
+import { surface } from "./surface.ts";
 
 interface Lane {
   readonly lane_id: string;
@@ -71,7 +71,7 @@ export function boardVerbs(): Readonly<Record<string, Verb>> {
 }
 
 function showVerb(): Verb {
-  const wanted = wantedBy(registry(), "board.snapshot");
+  const wanted = wantedBy(surface(), "board.snapshot");
   const { cursor: _, ...args } = wanted.args;
   return verb(
     "Show a board: its lanes and what is in them.",

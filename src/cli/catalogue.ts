@@ -16,8 +16,8 @@ const codes = () =>
   }));
 
 async function reasons() {
-  const { registry } = await import("./domain.ts");
-  return [...registry().reasons].map(([reason, { is, hint }]) => ({ reason, is, hint }));
+  const { surface } = await import("./surface.ts");
+  return [...surface().reasons].map(([reason, { is, hint }]) => ({ reason, is, hint }));
 }
 
 export const errors = verb(

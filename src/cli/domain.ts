@@ -3,15 +3,13 @@
  * verb, with its help, without a line here. `columns`, `docs` and `examples` are the only hints, and there are rules
  * without them. What a noun has beyond its registry (`mp session tree`) is in a file of its own, made of the same parts.
  */
-import { aggregates } from "../domain/index.ts";
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import { buildRegistry, type Registry } from "../kernel/registry.ts";
-import { system } from "../kernel/system.ts";
 import { type Args, asking, changing, type Ending, type Noun, type Verb, verb } from "./command.ts";
-import { type Field, kebab, type Plain } from "./fields.ts";
+import { type Field, kebab } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { type Column, note, type Output, plain, type Shape } from "./output.ts";
 import { resultsOf, type Values, type Wanted, wantedBy } from "./payload.ts";
+import { type Plain, type Surface, surface } from "./surface.ts";
 
 /**
  * The columns a terminal shows, where the general rule would choose worse ones. What has no name of its own is called by the
@@ -99,24 +97,16 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "board.move_node": ["mp board move-node sprint TASK doing --before OTHER_TASK"],
 };
 
-let built: Registry | undefined;
-
-/** The registry of this program. */
-export function registry(): Registry {
-  built ??= buildRegistry(aggregates, system);
-  return built;
-}
-
 /**
  * Every aggregate as a noun, its commands and queries as verbs.
- * @param from the registry; this program's when absent
+ * @param from what there is; this program's when absent
  */
-export function domainNouns(from: Registry = registry()): Readonly<Record<string, Noun>> {
+export function domainNouns(from: Surface = surface()): Readonly<Record<string, Noun>> {
   return Object.fromEntries(from.aggregates.map(({ kind }) => [kind, nounOf(from, kind)]));
 }
 
 /** A verb is made when it is asked for: most runs need one. */
-function nounOf(from: Registry, kind: string): Noun {
+function nounOf(from: Surface, kind: string): Noun {
   const verbs = {};
   const add = (type: string, make: () => Verb) =>
     Object.defineProperty(verbs, verbOf(type), { enumerable: true, get: make });
@@ -153,7 +143,7 @@ export interface Answered {
  * The verb of a command.
  * @param type such as `task.claim`
  */
-export function commandVerb(type: string, more: More<Sent> = {}, from: Registry = registry()): Verb {
+export function commandVerb(type: string, more: More<Sent> = {}, from: Surface = surface()): Verb {
   const { spec } = from.commands.get(type)!;
   const wanted = wantedBy(from, type);
   const results = resultsOf(from, type).filter((name) => name !== `${kindOf(type)}_id`);
@@ -181,7 +171,7 @@ export function commandVerb(type: string, more: More<Sent> = {}, from: Registry 
 export async function tell(
   receipt: Sent,
   { values, out, wanted }: Answered,
-  from: Registry = registry(),
+  from: Surface = surface(),
 ): Promise<Ending> {
   const { subject, result } = receipt;
   const results = resultsOf(from, receipt.type).filter((name) => name !== `${subject.kind}_id`);
@@ -214,7 +204,7 @@ async function sentence(
   const own = events.filter(({ event_type }) => kindOf(event_type) === kind);
   const done = [...new Set(own.map(({ event_type }) => verbOf(event_type).replaceAll("-", " ")))].join(", ");
   const what = name === undefined || name === id ? `${kind} ${id}` : `${kind} ${name} (${id})`;
-  const renewed = registry().commands.get(type)?.spec.renews;
+  const renewed = surface().commands.get(type)?.spec.renews;
   const what_happened =
     done === ""
       ? `${renewed ? "renewed:" : "nothing changed:"} ${what}`
@@ -235,11 +225,11 @@ const PAGE = 1_000;
  * The verb of a query.
  * @param type such as `task.list`
  */
-export function queryVerb(type: string, more: More<object> = {}, from: Registry = registry()): Verb {
+export function queryVerb(type: string, more: More<object> = {}, from: Surface = surface()): Verb {
   const { spec, params } = from.queries.get(type)!;
-  const paged = "cursor" in params.properties;
+  const paged = "cursor" in (params.properties ?? {});
   const wanted = wantedBy(from, type);
-  const shape = shapeOf(type, spec.answer as Plain);
+  const shape = shapeOf(type, spec.answer);
   return verb(
     more.doc ?? spec.doc,
     { ...wanted.args, ...more.args, ...asking },

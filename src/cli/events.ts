@@ -94,8 +94,8 @@ async function filterOf(link: Link, values: Partial<Values<typeof filters>>): Pr
         "write it as KIND/ID or KIND/NAME, for instance project/core",
       );
     const kind = each.slice(0, slash);
-    const { registry } = await import("./domain.ts");
-    const kinds = registry().aggregates.map((known) => known.kind);
+    const { surface } = await import("./surface.ts");
+    const kinds = surface().aggregates.map((known) => known.kind);
     if (!kinds.includes(kind))
       return usage(
         `--stream: there is no kind '${kind}'; there are ${kinds.join(", ")}`,

@@ -1,15 +1,14 @@
 /**
- * The arguments that a payload's schema asks for (SPEC §12): pure, from the registry, so every aggregate gets them alike.
+ * The arguments that a payload's schema asks for (SPEC §12): pure, from the surface, so every aggregate gets them alike.
  *
  * What a verb cannot do without is positional: first its own subject, then required texts and others of its kind. What lies
  * in something else needs a flag named like that thing (`--workspace` for `workspace_id`), which takes a name or an id.
  * Every other field is a flag in kebab-case, named like the field; a structure of plain values is a flag for each of them.
  */
-import type { TSchema } from "typebox";
-import type { Registry } from "../kernel/registry.ts";
-import { Name, Time } from "../kernel/schema.ts";
 import { type Arg, type Args, asking, changing, everywhere } from "./command.ts";
 import { labelOf } from "./parse.ts";
+import type { Plain, Surface } from "./surface.ts";
+import { nameDescription, timePattern } from "./surface-text.ts" with { type: "macro" };
 
 /** One field of a payload as an argument of the command line. */
 export interface Field {
@@ -28,20 +27,6 @@ export interface Field {
   readonly isTime: boolean;
   /** The verb cannot do without it, though the command line can: see `Arg.fallback`. */
   readonly needed: boolean;
-}
-
-/** What is read of a JSON Schema. */
-export interface Plain {
-  readonly type?: string;
-  readonly enum?: readonly string[];
-  readonly anyOf?: readonly Plain[];
-  readonly items?: Plain;
-  readonly properties?: Readonly<Record<string, Plain>>;
-  readonly required?: readonly string[];
-  readonly description?: string;
-  readonly pattern?: string;
-  readonly minimum?: number;
-  readonly maximum?: number;
 }
 
 const TIME = "such as 2026-11-22T10:00Z, or so long from now, such as 30m";
@@ -107,15 +92,15 @@ export const carried: Readonly<Record<string, { readonly id: string; readonly ep
  * @param kind the noun they belong to
  * @param payload the schema of a command's payload or of a query's parameters
  */
-export function fieldsOf(registry: Registry, kind: string, payload: TSchema): Field[] {
-  const { properties = {}, required = [] } = payload as Plain;
+export function fieldsOf(surface: Surface, kind: string, payload: Plain): Field[] {
+  const { properties = {}, required = [] } = payload;
   const names = new Set(Object.keys(properties));
   const fields = Object.entries(properties).flatMap(([field, given]) => {
     const schema = without(given);
     const needed = required.includes(field);
     return isStructure(schema)
-      ? membersOf(registry, field, schema, needed, names)
-      : [fieldOf(registry, kind, field, schema, needed)];
+      ? membersOf(surface, field, schema, needed, names)
+      : [fieldOf(surface, kind, field, schema, needed)];
   });
   const rank = ({ field, arg }: Field) => (arg.type !== "positional" ? 2 : field === `${kind}_id` ? 0 : 1);
   return fallingBack(
@@ -138,14 +123,14 @@ function isStructure({ type, properties = {} }: Plain): boolean {
 
 /** `agent {name, version}` → `--agent`, `--agent-version`. */
 function membersOf(
-  registry: Registry,
+  surface: Surface,
   within: string,
   { properties = {}, required = [] }: Plain,
   needed: boolean,
   others: ReadonlySet<string>,
 ): Field[] {
   return Object.entries(properties).map(([member, given]) => {
-    const made = fieldOf(registry, "", member, without(given), needed && required.includes(member), true);
+    const made = fieldOf(surface, "", member, without(given), needed && required.includes(member), true);
     const prefixed = `${kebab(within)}-${made.name}`;
     const bare = speaking.has(within) && !others.has(member) && !taken.has(made.name);
     const name = member === "name" ? kebab(within) : bare ? made.name : prefixed;
@@ -165,7 +150,7 @@ function membersOf(
 }
 
 function fieldOf(
-  registry: Registry,
+  surface: Surface,
   kind: string,
   field: string,
   schema: Plain,
@@ -174,12 +159,12 @@ function fieldOf(
 ): Field {
   const refersTo =
     references[field] ??
-    registry.aggregates
+    surface.aggregates
       .map((each) => each.kind)
       .find((each) => field === `${each}_id` || field.endsWith(`_${each}_id`));
   const own = field === `${kind}_id`;
   const form = schema.type === "array" ? short[field] : undefined;
-  const isTime = schema.pattern === (Time as Plain).pattern;
+  const isTime = schema.pattern === timePattern();
   const isPath = refersTo === undefined && isPathName(field, schema);
   const isText = schema.type === "string" || schema.enum !== undefined;
   const among = refersTo === kind && schema.type === "string";
@@ -197,7 +182,7 @@ function fieldOf(
     arg: {
       type: positional && !flag ? "positional" : schema.type === "boolean" ? "boolean" : "string",
       required,
-      description: form ? form.is : descriptionOf(registry, kind, field, schema, refersTo),
+      description: form ? form.is : descriptionOf(surface, kind, field, schema, refersTo),
       valueHint:
         form?.hint ??
         (among && !own && positional
@@ -246,7 +231,7 @@ function hintOf(name: string, schema: Plain, isTime: boolean): string {
 
 /** What help says about a field. */
 function descriptionOf(
-  registry: Registry,
+  surface: Surface,
   kind: string,
   field: string,
   schema: Plain,
@@ -257,16 +242,15 @@ function descriptionOf(
   const words = field.replace(/_id$/, "").replaceAll("_", " ");
   if (refersTo) {
     const what = field === `${kind}_id` ? "its" : `the ${words}, by`;
-    return `${what} ${handlesOf(registry, refersTo)}${many}`;
+    return `${what} ${handlesOf(surface, refersTo)}${many}`;
   }
-  if (schema.pattern === (Time as Plain).pattern) return `its ${words}, ${TIME}`;
+  if (schema.pattern === timePattern()) return `its ${words}, ${TIME}`;
   if (isPathName(field, schema)) {
     const found = field === "git_common_dir" ? "; found by itself from the repository's path" : "";
     return `a folder that exists; made absolute and canonical${found}`;
   }
   const { description } = schema;
-  if (description !== undefined && description === (Name as Plain).description)
-    return `its ${words}, ${description}`;
+  if (description !== undefined && description === nameDescription()) return `its ${words}, ${description}`;
   return `${limitsOf(schema.items ?? schema) || `the ${words}`}${many}`;
 }
 
@@ -306,11 +290,11 @@ function formatOf(field: string, { type, minimum, items }: Plain, isShort: boole
  * listed by workspace and two workspaces may have a project of one name.
  * @param fields the arguments that the verb has anyway
  */
-export function narrowing(registry: Registry, kind: string, fields: readonly Field[]): Field[] {
+export function narrowing(surface: Surface, kind: string, fields: readonly Field[]): Field[] {
   return fields.flatMap(({ refersTo }) =>
-    refersTo === undefined || !hasNames(registry, refersTo)
+    refersTo === undefined || !hasNames(surface, refersTo)
       ? []
-      : listFields(registry, refersTo)
+      : listFields(surface, refersTo)
           .filter((each) => each.refersTo !== undefined && each.refersTo !== kind)
           .filter((each) => !fields.some(({ field }) => field === each.field))
           .map((each) => ({
@@ -321,20 +305,20 @@ export function narrowing(registry: Registry, kind: string, fields: readonly Fie
 }
 
 /** Can things of this kind be looked up by name? */
-function hasNames(registry: Registry, kind: string): boolean {
-  return "name" in (registry.queries.get(`${kind}.list`)?.params.properties ?? {});
+function hasNames(surface: Surface, kind: string): boolean {
+  return "name" in (surface.queries.get(`${kind}.list`)?.params.properties ?? {});
 }
 
 /** What a thing of this kind may be given by, in words. */
-function handlesOf(registry: Registry, kind: string): string {
-  const params = registry.queries.get(`${kind}.list`)?.params.properties ?? {};
+function handlesOf(surface: Surface, kind: string): string {
+  const params = surface.queries.get(`${kind}.list`)?.params.properties ?? {};
   return "name" in params ? "name or id" : "path" in params ? "path or id" : "id";
 }
 
 /** What the `list` query of a kind takes, as arguments; none when it has none. */
-export function listFields(registry: Registry, kind: string): Field[] {
-  const list = registry.queries.get(`${kind}.list`);
-  return list ? fieldsOf(registry, kind, list.params) : [];
+export function listFields(surface: Surface, kind: string): Field[] {
+  const list = surface.queries.get(`${kind}.list`);
+  return list ? fieldsOf(surface, kind, list.params) : [];
 }
 
 /** The arguments for parse.ts and help.ts. */

@@ -22,8 +22,8 @@ type Handle = "name" | "path" | "nothing";
 
 /** What the kind's list can be narrowed by. A kind that is none is the daemon's to refuse. */
 async function handleOf(kind: string): Promise<Handle> {
-  const { registry } = await import("./domain.ts");
-  const list = registry().queries.get(`${kind}.list`)?.params.properties ?? { name: undefined };
+  const { surface } = await import("./surface.ts");
+  const list = surface().queries.get(`${kind}.list`)?.params.properties ?? { name: undefined };
   return "name" in list ? "name" : "path" in list ? "path" : "nothing";
 }
 

@@ -6,22 +6,13 @@
  * is sent. Which arguments there are is said in fields.ts.
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import type { Registry } from "../kernel/registry.ts";
 import type { Args } from "./command.ts";
-import {
-  argsOf,
-  carried,
-  type Field,
-  fieldsOf,
-  listFields,
-  narrowing,
-  type Plain,
-  pointersOf,
-} from "./fields.ts";
+import { argsOf, carried, type Field, fieldsOf, listFields, narrowing, pointersOf } from "./fields.ts";
 import type { Link } from "./link.ts";
 import { idOf } from "./names.ts";
 import { duration, labelOf, usage } from "./parse.ts";
 import type { PathRule } from "./places.ts";
+import type { Surface } from "./surface.ts";
 
 export type Values = Readonly<Record<string, unknown>>;
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -73,7 +64,7 @@ const meanings: Readonly<Record<string, () => Promise<Meaning>>> = {
  * What a command or query wants.
  * @param type such as `task.claim`
  */
-export function wantedBy(from: Registry, type: string): Wanted {
+export function wantedBy(from: Surface, type: string): Wanted {
   const kind = type.slice(0, type.indexOf("."));
   const schema = from.commands.get(type)?.spec.payload ?? from.queries.get(type)!.params;
   const pathDoc = pathWords[pathRules[type] ?? "folder"];
@@ -241,6 +232,6 @@ async function linksOf(link: Link, texts: readonly string[], found: Values): Pro
 }
 
 /** What is read of the schema of a command's result. */
-export function resultsOf(from: Registry, type: string): string[] {
-  return Object.keys((from.commands.get(type)?.spec.result as Plain | undefined)?.properties ?? {});
+export function resultsOf(from: Surface, type: string): string[] {
+  return Object.keys(from.commands.get(type)?.spec.result.properties ?? {});
 }

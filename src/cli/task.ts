@@ -8,11 +8,12 @@ import type { TailFrame } from "../client/tail.ts";
 import type { Target } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
-import { commandVerb, type Page, queryVerb, registry, tell, withoutPosition } from "./domain.ts";
+import { commandVerb, type Page, queryVerb, tell, withoutPosition } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { type Values, wantedBy } from "./payload.ts";
+import { surface } from "./surface.ts";
 
 /** A clock that runs before the daemon's must not make it try without pause. */
 const SOONEST_MS = 100;
@@ -40,7 +41,7 @@ export function taskVerbs(): Readonly<Record<string, Verb>> {
 
 function claimVerb(): Verb {
   const derived = commandVerb("task.claim");
-  const wanted = wantedBy(registry(), "task.claim");
+  const wanted = wantedBy(surface(), "task.claim");
   return verb(
     "Claim a task for a session: TASK, or the most urgent one that is ready, of those that the flags leave.",
     {

@@ -9,11 +9,12 @@ import { existsSync } from "node:fs";
 import { paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
-import { type Answered, commandVerb, registry, withoutPosition } from "./domain.ts";
+import { type Answered, commandVerb, withoutPosition } from "./domain.ts";
 import { carried } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { isTerminal, note, type Output } from "./output.ts";
 import { wantedBy } from "./payload.ts";
+import { surface } from "./surface.ts";
 
 interface Row {
   readonly worktree_id: string;
@@ -152,7 +153,7 @@ async function rowOf(link: Link, worktree_id: string): Promise<Row | Problem> {
 }
 
 function checkVerb(): Verb {
-  const wanted = wantedBy(registry(), "worktree.check");
+  const wanted = wantedBy(surface(), "worktree.check");
   const { path: _, ...args } = wanted.args;
   return verb(
     "Whether one may write at a path: for hooks. Exit code 0 when one may, 5 with the reason when not.",

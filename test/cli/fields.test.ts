@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { Type } from "typebox";
 import { argsOf } from "../../src/cli/command.ts";
-import { domainNouns, registry } from "../../src/cli/domain.ts";
+import { domainNouns } from "../../src/cli/domain.ts";
 import { fieldsOf } from "../../src/cli/fields.ts";
 import { labelOf } from "../../src/cli/parse.ts";
 import { aggregates } from "../../src/domain/index.ts";
@@ -185,7 +185,8 @@ describe("arguments derive from the payload", () => {
 
 test("every command and query of every aggregate is a verb, and every field of it an argument", () => {
   const all = domainNouns();
-  const { commands, queries } = registry();
+  const registry = buildRegistry(aggregates, system);
+  const { commands, queries } = registry;
   let seen = 0;
   for (const [type, payload] of [
     ...[...commands.values()].map((each) => [each.type, each.spec.payload] as const),
@@ -196,7 +197,7 @@ test("every command and query of every aggregate is a verb, and every field of i
     const verb = all[kind]!.verbs[name.replaceAll("_", "-")];
     expect([type, verb !== undefined]).toEqual([type, true]);
     const args = argsOf(verb!);
-    const fields = fieldsOf(registry(), kind, payload);
+    const fields = fieldsOf(registry, kind, payload);
     const covered = new Set(fields.map(({ field, within }) => within ?? field));
     expect([type, [...covered].toSorted()]).toEqual([type, Object.keys(payload.properties).toSorted()]);
     expect([type, new Set(fields.map((each) => each.name)).size]).toEqual([type, fields.length]);

@@ -1,0 +1,46 @@
+/**
+ * What surface.ts and fields.ts need of the registry and its schemas, as text. Macros: these functions run while the program
+ * is being built (or, from source, transpiled), and what they return stands in their place. Nothing here is in the executable.
+ */
+import { aggregates } from "../domain/index.ts";
+import { buildRegistry } from "../kernel/registry.ts";
+import { Name, Time } from "../kernel/schema.ts";
+import { system } from "../kernel/system.ts";
+
+/** The surface as JSON. */
+export function surfaceText(): string {
+  const { commands, queries, reasons } = buildRegistry(aggregates, system);
+  return JSON.stringify({
+    kinds: aggregates.map(({ kind }) => kind),
+    commands: [...commands.values()].map(({ type, spec: { doc, payload, renews, result } }) => ({
+      type,
+      spec: { doc, payload, renews, result: namesOf(result) },
+    })),
+    queries: [...queries.values()].map(({ type, spec: { doc, answer }, params }) => {
+      const rows = namesOf((answer as Schema).properties?.items?.items ?? {});
+      return { type, spec: { doc, answer: { properties: { items: { items: rows } } } }, params };
+    }),
+    reasons: [...reasons],
+  });
+}
+
+/** The pattern that a point in time is known by. */
+export function timePattern(): string {
+  return (Time as Schema).pattern!;
+}
+
+/** What is said of every name. */
+export function nameDescription(): string {
+  return (Name as Schema).description!;
+}
+
+interface Schema {
+  readonly pattern?: string;
+  readonly description?: string;
+  readonly properties?: Readonly<Record<string, { readonly items?: Schema }>>;
+}
+
+/** An object's schema without anything but the names of its members. */
+function namesOf({ properties = {} }: Schema): object {
+  return { properties: Object.fromEntries(Object.keys(properties).map((name) => [name, {}])) };
+}

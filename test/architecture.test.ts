@@ -146,7 +146,7 @@ describe("who may know whom", () => {
     const served = modules.filter(
       (file) => file.startsWith("src/daemon/") && all.get(file)!.some((path) => path.startsWith("src/http/")),
     );
-    expect(served).toEqual(["src/daemon/serve.ts"]);
+    expect(served).toEqual(["src/daemon/front.ts"]);
   });
 
   test("cli: nothing below it knows it, and it does not reach into the server", () => {

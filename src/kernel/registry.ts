@@ -101,8 +101,7 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
       throw new Error(`${aggregate.kind}.${aggregate.lease.expire} ends a lease, so it must be internal`);
     for (const [name, spec] of Object.entries(aggregate.queries)) {
       const type = `${aggregate.kind}.${name}`;
-      const reads = { kind: aggregate.kind, run: spec.run };
-      add(queries, type, { type, spec, params: withPaging(spec), reads });
+      add(queries, type, queryEntry(type, spec, { kind: aggregate.kind, run: spec.run }));
     }
     for (const [name, spec] of Object.entries(aggregate.events)) {
       const type = `${aggregate.kind}.${name}`;
@@ -115,7 +114,7 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
   for (const [type, spec] of Object.entries(system.commands))
     add(commands, type, { type, spec, aggregate: undefined, name: type.split(".")[1]! });
   for (const [type, spec] of Object.entries(system.queries))
-    add(queries, type, { type, spec, params: withPaging(spec), reads: undefined });
+    add(queries, type, queryEntry(type, spec, undefined));
   for (const [type, spec] of Object.entries(system.socket ?? {}))
     add(socket, type, { type, spec, params: spec.params, reads: undefined });
   // One envelope for all, so one name for all.
@@ -130,6 +129,20 @@ export function buildRegistry(aggregates: readonly unknown[], system: SystemType
     socket,
     events,
     reasons,
+  };
+}
+
+/** The parameters are made when they are asked for: the writer's thread never asks. */
+function queryEntry(type: string, spec: QuerySpec, reads: QueryEntry["reads"]): QueryEntry {
+  let params: TObject | undefined;
+  return {
+    type,
+    spec,
+    reads,
+    get params() {
+      params ??= withPaging(spec);
+      return params;
+    },
   };
 }
 

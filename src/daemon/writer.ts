@@ -26,7 +26,7 @@ const WAL_ALARM_BYTES = 256 << 20;
 const LONGEST_MS = 60_000;
 /** How long the timer waits after the disk refused what it had to write. */
 const REFUSED_MS = 1_000;
-/** A timer that rings so much later than it was set for says that nothing ran, so nobody could renew. */
+/** So long nothing ran, or one piece of work kept everything else waiting: nobody could renew meanwhile. */
 const LATE_MS = 1_000;
 /** A page with its header, as the WAL holds it. */
 const FRAME_BYTES = 4_096 + 24;
@@ -124,6 +124,8 @@ function writerOn(db: Database, start_id: string) {
   let timer: ReturnType<typeof setTimeout> | undefined;
   /** When the timer is to ring. */
   let rings = 0;
+  /** When this thread was last at work. */
+  let active = systemClock.now();
   /** Holders could not renew for a while, and each is still owed one whole ttl before any lease ends (SPEC §8). */
   let owed = executor.grace() !== undefined;
   /** Set the one timer to when the next lease ends, but not sooner than in so many milliseconds. */
@@ -138,8 +140,8 @@ function writerOn(db: Database, start_id: string) {
     timer = end === undefined ? undefined : setTimeout(guarded, rings - now, rang);
   }
   function rang() {
-    // Much too late: the machine slept, this process was stopped, or the disk kept it busy.
-    if (systemClock.now() - rings > LATE_MS) owed = true;
+    noticeGap();
+    clearTimeout(timer);
     timer = undefined;
     if (owed) owed = executor.grace() !== undefined;
     const committed = owed ? undefined : executor.expire();
@@ -147,6 +149,22 @@ function writerOn(db: Database, start_id: string) {
     // A disk that refuses this refuses renewals as well, and is not asked again at once.
     if (committed?.refused !== undefined) owed = true;
     arm(owed ? REFUSED_MS : 0);
+    active = systemClock.now();
+    tidy();
+  }
+  /** The machine slept or this process was stopped, if the timer should have rung long ago and nothing was done since. */
+  function noticeGap() {
+    if (timer !== undefined && systemClock.now() - Math.max(rings, active) > LATE_MS) owed = true;
+  }
+  /** Do what the front asks, then see to the leases: its messages may come so fast that the timer never rings. */
+  function asked(work: () => void) {
+    noticeGap();
+    const began = systemClock.now();
+    work();
+    active = systemClock.now();
+    if (active - began > LATE_MS) owed = true;
+    arm();
+    if (timer !== undefined && rings <= active) rang();
     tidy();
   }
   arm(owed ? REFUSED_MS : 0);
@@ -155,16 +173,15 @@ function writerOn(db: Database, start_id: string) {
     log_id,
     projections,
     write(id: number, requests: readonly WriteRequest[]) {
-      const committed = executor.run(requests);
-      // Before the answer, so that whoever has it finds the rebuild under way.
-      for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
-      tell(id, committed);
-      arm();
-      tidy();
+      asked(() => {
+        const committed = executor.run(requests);
+        // Before the answer, so that whoever has it finds the rebuild under way.
+        for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
+        tell(id, committed);
+      });
     },
     blobs(changes: readonly BlobChange[]) {
-      say({ kind: "blobs", done: blobs.change(changes, systemClock.now(), readable()) });
-      tidy();
+      asked(() => say({ kind: "blobs", done: blobs.change(changes, systemClock.now(), readable()) }));
     },
     close() {
       clearTimeout(timer);

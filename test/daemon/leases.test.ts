@@ -4,7 +4,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import { between, type Event } from "../../src/kernel/aggregate.ts";
-import { api } from "../http/api.ts";
+import { api, envelope } from "../http/api.ts";
 import { tempHome, waitFor } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
 import { faults, unavailable } from "../support/faults.ts";
@@ -17,6 +17,7 @@ async function start(env: Readonly<Record<string, string>> = {}) {
   return {
     daemon,
     mp,
+    workspace_id,
     async spawn(ttl_ms: number) {
       const { subject, result } = await mp.done("session.spawn", {
         workspace_id,
@@ -61,6 +62,26 @@ async function delivered({ socket }: Pick<DaemonProcess, "socket">, type: string
 const until = (time: number, what: string) => waitFor(() => Date.now() > time, { what });
 
 describe("a lease", () => {
+  test("ends by itself however fast batches of commands come in", async () => {
+    const it = await start();
+    const { workspace_id } = it;
+    const project_id = (await it.mp.done("project.create", { workspace_id, name: "p" })).subject.id;
+    const batch = () =>
+      Array.from({ length: 100 }, () => envelope("task.create", { project_id, title: "load" }));
+    const ended = new AbortController();
+    const load = Array.from({ length: 4 }, async () => {
+      while (!ended.signal.aborted) expect((await it.mp.batch(false, batch())).status).toBe(200);
+    });
+    const { session_id } = await it.spawn(1_000);
+    try {
+      const lost = async () => (await it.status(session_id)) === "lost";
+      await waitFor(lost, { what: "the end of the lease under load", timeout_ms: 15_000 });
+    } finally {
+      ended.abort();
+      await Promise.all(load);
+    }
+  }, 60_000);
+
   test("ends by itself in a daemon that nobody asks anything, and streams deliver it live", async () => {
     const it = await start();
     const lost = delivered(it.daemon, "session.lost");

@@ -115,11 +115,11 @@ describe("who may know whom", () => {
     expect(trespassers("src/http/", under("kernel/", "http/", "version.ts"), values)).toEqual([]);
   });
 
-  test("client: problems, and where a daemon is; of the server only types", () => {
+  test("client: problems, how times are said, and where a daemon is; of the server only types", () => {
     expect(
       trespassers(
         "src/client/",
-        under("client/", "kernel/problems.ts", "daemon/info.ts", "daemon/lock.ts"),
+        under("client/", "kernel/problems.ts", "kernel/span.ts", "daemon/info.ts", "daemon/lock.ts"),
         values,
       ),
     ).toEqual([]);

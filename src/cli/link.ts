@@ -10,12 +10,14 @@ import {
   connect,
   freshKey,
   type LooseEnvelope,
+  PATIENCE_MS,
   type Target,
 } from "../client/client.ts";
 import { baseOf, codeOf, failureOf, fetchFrom, ownToken, unavailable } from "../client/transport.ts";
 import type { Ask, CommandType, Params, Payload, QueryType, Receipt } from "../client/types.ts";
 import { type Paths, paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import type { Asking, Changing } from "./command.ts";
 import { isTerminal, note } from "./output.ts";
 
@@ -101,10 +103,11 @@ export function daemonLink(
   async function get(path: string): Promise<string | Problem> {
     const at = await address();
     if (isProblem(at)) return at;
+    const limit = values.timeout ?? PATIENCE_MS;
     try {
       const response = await fetchFrom(at)(`${baseOf(at)}${path}`, {
         headers: { accept: "application/json" },
-        ...(values.timeout !== undefined && { signal: AbortSignal.timeout(values.timeout) }),
+        signal: AbortSignal.timeout(limit),
       });
       const text = await response.text();
       if (response.ok) return text;
@@ -112,7 +115,7 @@ export function daemonLink(
       return isProblem(found) ? found : unavailable(at, "foreign");
     } catch (error) {
       if (error instanceof Error && error.name === "TimeoutError")
-        return problem("timeout", `the daemon has not answered within ${values.timeout} ms`);
+        return problem("timeout", `the daemon has not answered within ${spanOf(limit)}`);
       return unavailable(at, failureOf(error), codeOf(error));
     }
   }

@@ -7,6 +7,7 @@
 import type { TailFrame } from "../client/tail.ts";
 import type { Target } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
 import { commandVerb, type Page, queryVerb, tell, withoutPosition } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
@@ -145,7 +146,7 @@ async function scopeOf(link: Link, { session_id, filter }: Values): Promise<obje
 
 function late(refused: Problem | undefined, wait_ms: number): Problem {
   const why = refused ? `: ${refused.detail}` : "";
-  return problem("timeout", `nothing could be claimed within ${wait_ms} ms${why}`, {
+  return problem("timeout", `nothing could be claimed within ${spanOf(wait_ms)}${why}`, {
     hint: "wait longer, or 'mp task ready' and 'mp task list --status running' show what there is",
     ...(refused?.details && { details: refused.details }),
   });

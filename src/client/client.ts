@@ -9,6 +9,7 @@
 import { treaty } from "@elysiajs/eden/treaty2";
 import type { App } from "../http/app.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import {
   addressOf,
   backoff,
@@ -38,8 +39,20 @@ import type {
 
 export type { Target } from "./transport.ts";
 
-/** How long a command may take with all its retries, when nobody says otherwise; and how long lost answers are retried. */
-const PATIENCE_MS = 30_000;
+/** How long a call may take with all its retries, when nobody says otherwise; and how long lost answers are retried. */
+export const PATIENCE_MS = 30_000;
+
+/** Where that is not the right time: what goes through the whole log takes as long as it takes, a hook keeps people waiting. */
+const PATIENCE: Readonly<Record<string, number>> = {
+  "log.verify": Number.POSITIVE_INFINITY,
+  "projection.verify": Number.POSITIVE_INFINITY,
+  "worktree.check": 5_000,
+};
+
+/** Milliseconds that a command or query may take when nobody says otherwise: a daemon may be there and be frozen. */
+export function patienceOf(type: string): number {
+  return PATIENCE[type] ?? PATIENCE_MS;
+}
 
 export interface ClientOptions {
   /**
@@ -51,8 +64,8 @@ export interface ClientOptions {
 
 export interface CallOptions {
   /**
-   * Milliseconds that the call may take with all its retries; then it answers `timeout`. 30,000 for commands; a
-   * query may take as long as it needs, but is not sent again after 30,000.
+   * Milliseconds that the call may take with all its retries; then it answers `timeout`. When absent it is `patienceOf` the
+   * type, counted from when a daemon was started; bytes may take as long as they need, but are not sent again after 30,000.
    */
   readonly timeout_ms?: number;
   /** Give up: the call rejects with the signal's reason, and a command under way may still be carried out. */
@@ -148,7 +161,10 @@ export function connect(target: Target, { start }: ClientOptions = {}): Client {
 
   const send = (envelope: LooseEnvelope, options: CallOptions = {}) => {
     const keys = envelope.idempotency_key === undefined ? [] : [envelope.idempotency_key];
-    return insist(target, start, keys, options, (fetch) => commands.post(envelope as AnyEnvelope, { fetch }));
+    const patience = { ...options, patience_ms: patienceOf(envelope.type) };
+    return insist(target, start, keys, patience, (fetch) =>
+      commands.post(envelope as AnyEnvelope, { fetch }),
+    );
   };
 
   return {
@@ -191,7 +207,7 @@ export function connect(target: Target, { start }: ClientOptions = {}): Client {
     batch(given, { atomic = false, ...options } = {}) {
       const keyed = given.map((each) => ({ ...each, idempotency_key: each.idempotency_key ?? freshKey() }));
       const keys = keyed.map((each) => each.idempotency_key);
-      return insist(target, start, keys, options, (fetch) =>
+      return insist(target, start, keys, { ...options, patience_ms: PATIENCE_MS }, (fetch) =>
         commands.batch.post({ atomic, commands: keyed as AnyEnvelope[] }, { fetch }),
       ) as Promise<BatchAnswer | Problem>;
     },
@@ -219,6 +235,11 @@ type Attempt =
   | { readonly done: object }
   | { readonly again: Problem; readonly failure?: Failure; readonly after_ms?: number | undefined };
 
+/** How long at most, said by the caller or not; for ever when neither is there. */
+interface Patience extends CallOptions {
+  readonly patience_ms?: number;
+}
+
 /**
  * Send until there is an answer that stands.
  * @param keys of the commands in it; none for a query
@@ -227,23 +248,23 @@ async function insist(
   target: Target,
   start: ClientOptions["start"],
   keys: readonly string[],
-  { timeout_ms, signal }: CallOptions,
+  { timeout_ms, patience_ms = Number.POSITIVE_INFINITY, signal }: Patience,
   post: (fetch: RequestInit) => Promise<unknown>,
 ): Promise<object | Problem> {
-  const from = performance.now();
-  const limit = timeout_ms ?? (keys.length > 0 ? PATIENCE_MS : undefined);
-  const left = () => from + (limit ?? PATIENCE_MS) - performance.now();
+  let from = performance.now();
+  const limit = timeout_ms ?? patience_ms;
+  const left = () => from + Math.min(limit, timeout_ms ?? PATIENCE_MS) - performance.now();
   /** Has an answer gone missing? Then nobody knows, and it is worth waiting for a daemon to come back. */
   let missing = false;
   for (let attempt = 0; ; attempt++) {
     signal?.throwIfAborted();
-    const clock = limit === undefined ? undefined : AbortSignal.timeout(Math.max(0, left()));
+    const clock = limit === Number.POSITIVE_INFINITY ? undefined : AbortSignal.timeout(Math.max(0, left()));
     const signals = [signal, clock].filter((each) => each !== undefined);
     const answered = await attempted(() =>
       post(signals.length === 0 ? {} : { signal: AbortSignal.any(signals) }),
     );
     signal?.throwIfAborted();
-    if (clock?.aborted && !answered.response) return unsettled(timedOut(target, limit!), keys);
+    if (clock?.aborted && !answered.response) return unsettled(timedOut(target, limit), keys);
 
     const tried = judge(target, answered);
     if ("done" in tried) return tried.done;
@@ -254,7 +275,11 @@ async function insist(
       if (refusal) return missing ? unsettled(refusal, keys) : refusal;
       if (!start && !missing) return tried.again;
       // What was started says that it is ready: the first time there is nothing to wait for.
-      if (start && attempt === 0) wait = 0;
+      if (start && attempt === 0) {
+        wait = 0;
+        // Its start has taken its own time, which was limited as well.
+        if (timeout_ms === undefined) from = performance.now();
+      }
     }
     if (wait > left()) return missing ? unsettled(tried.again, keys) : tried.again;
     await pause(wait, signal);
@@ -286,7 +311,8 @@ function judge(target: Target, { data, error, response }: Answered): Attempt {
 }
 
 function timedOut(target: Target, limit: number): Problem {
-  return problem("timeout", `${addressOf(target)} has not answered within ${limit} ms`, {
+  return problem("timeout", `${addressOf(target)} has not answered within ${spanOf(limit)}`, {
+    hint: "'mp daemon status' says whether it answers at all, 'mp daemon restart' ends one that does not; more time: --timeout",
     details: { address: addressOf(target), timeout_ms: limit },
   });
 }

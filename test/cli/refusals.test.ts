@@ -176,6 +176,22 @@ describe("the other exit codes", () => {
     }
   });
 
+  test("7: a frozen daemon keeps a hook waiting for 5 s, and the hint says how to look at it", async () => {
+    const frozen = tempHome();
+    await cli(frozen).out("workspace", "create", "w");
+    const { pid } = await cli(frozen).json<{ pid: number }>("daemon", "status");
+    process.kill(pid, "SIGSTOP");
+    try {
+      const said = await cli(frozen).refused(7, "worktree", "check");
+      expect(said).toContain("has not answered within 5s\n  code: timeout\n");
+      expect(said).toContain("'mp daemon status'");
+      const sooner = await cli(frozen).refused(7, "worktree", "check", "--timeout", "200ms");
+      expect(sooner).toContain("within 200ms");
+    } finally {
+      process.kill(pid, "SIGCONT");
+    }
+  }, 20_000);
+
   test("8: cursors that cannot be resumed", async () => {
     expect(await refused(8, "events", "tail", "--after", "999999")).toContain("cursor_ahead");
     expect(await refused(8, "events", "list", "--after", "999999")).toContain("cursor_ahead");

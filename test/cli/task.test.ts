@@ -238,7 +238,7 @@ describe("claim --wait", () => {
       "--wait",
       "300ms",
     );
-    expect(said).toContain("nothing could be claimed within 300 ms: no task that matches is ready");
+    expect(said).toContain("nothing could be claimed within 300ms: no task that matches is ready");
     const problem = JSON.parse(
       await refused(
         7,

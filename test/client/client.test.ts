@@ -2,8 +2,11 @@ import { describe, expect, test } from "bun:test";
 import { existsSync, rmSync, symlinkSync } from "node:fs";
 import { createServer } from "node:net";
 import { join, relative } from "node:path";
-import { type Client, connect, freshKey } from "../../src/client/client.ts";
+import { type Client, connect, freshKey, patienceOf } from "../../src/client/client.ts";
+import { aggregates } from "../../src/domain/index.ts";
 import { isProblem, type Problem, problem } from "../../src/kernel/problems.ts";
+import { buildRegistry } from "../../src/kernel/registry.ts";
+import { system } from "../../src/kernel/system.ts";
 import { tempHome, waitFor } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
 import { proxy } from "./proxy.ts";
@@ -351,6 +354,29 @@ describe("a daemon that does not answer", () => {
     expect(asked.details).not.toHaveProperty("idempotency_key");
   });
 
+  test("no query waits for ever: 30 s, a hook's 5 s, and only what goes through the whole log as long as it needs", () => {
+    const { commands, queries } = buildRegistry(aggregates, system);
+    const patience = Object.fromEntries(
+      [...commands.keys(), ...queries.keys()].map((type) => [type, patienceOf(type)]),
+    );
+    const others = Object.entries(patience).filter(([, ms]) => ms !== 30_000);
+    expect(others.toSorted()).toEqual([
+      ["log.verify", Number.POSITIVE_INFINITY],
+      ["projection.verify", Number.POSITIVE_INFINITY],
+      ["worktree.check", 5_000],
+    ]);
+  });
+
+  test("is `timeout` when the time of its type is over; the hint says how to look at the daemon", async () => {
+    await using line = await silence();
+    const from = performance.now();
+    const found = refusal(await connect({ socket: line.socket }).query("worktree.check", { path: "/" }));
+    expect(found).toMatchObject({ code: "timeout", details: { timeout_ms: 5_000 } });
+    expect(found.detail).toEndWith("has not answered within 5s");
+    expect(found.hint).toContain("'mp daemon status'");
+    expect(performance.now() - from).toBeGreaterThan(4_900);
+  }, 15_000);
+
   test("can be given up: the call rejects with the signal's reason", async () => {
     await using line = await silence();
     const given = new AbortController();
@@ -406,7 +432,7 @@ describe("over HTTP", () => {
   });
 });
 
-test("the client and the tail load nothing of the server: no Elysia, no TypeBox, no kernel but the problems", async () => {
+test("the client and the tail load nothing of the server: no Elysia, no TypeBox, no kernel but the problems and how times are said", async () => {
   const loaded: string[] = [];
   const root = join(import.meta.dir, "../..");
   const result = await Bun.build({
@@ -432,5 +458,6 @@ test("the client and the tail load nothing of the server: no Elysia, no TypeBox,
     "src/client/tail.ts",
     "src/client/transport.ts",
     "src/kernel/problems.ts",
+    "src/kernel/span.ts",
   ]);
 });

@@ -158,10 +158,12 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
   const own = all.filter(([name]) => !GENERAL.has(name));
   const general = all.filter(([name]) => GENERAL.has(name));
   const flags = own.filter(([, arg]) => arg.type !== "positional").length > 0 ? " [FLAGS]" : "";
+  const words = wordsOf(declared);
   await out.print(
     `${[
       docOf(declared),
-      ...section(bold, "Usage:", [`  ${path}${wordsOf(declared)}${flags}`]),
+      // Behind a -- stands no flag of ours.
+      ...section(bold, "Usage:", [`  ${path}${words.startsWith(" -- ") ? flags + words : words + flags}`]),
       ...section(bold, "Arguments:", pairs(own.filter(([, arg]) => arg.type === "positional").map(row))),
       ...section(bold, "Flags:", pairs(own.filter(([, arg]) => arg.type !== "positional").map(row))),
       ...section(bold, "General flags:", pairs(general.map(row))),

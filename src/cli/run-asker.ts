@@ -8,6 +8,7 @@ import { freshKey, type Target } from "../client/client.ts";
 import { ownToken } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { daemonLink, type Sent } from "./link.ts";
+import { note } from "./output.ts";
 
 type Payload = Readonly<Record<string, unknown>>;
 
@@ -28,6 +29,8 @@ export class Asker {
   #credential = ownToken(process.env);
   /** Once something is held, losing the parent session must not lose it too. */
   #begun = false;
+  /** It was said that the daemon must be started again. */
+  #told = false;
 
   constructor(
     /** `--no-spawn`: no daemon is started, whatever happens. */
@@ -80,18 +83,28 @@ export class Asker {
     return isProblem(answer) && this.#asUser(answer) ? this.address(how) : answer;
   }
 
-  /** Do it until there is an answer that stands, or until the deadline (of `performance.now`), or the signal. */
+  /**
+   * Do it until there is an answer that stands, or until the deadline (of `performance.now`), or the signal. A daemon that was
+   * stopped meanwhile is started again, and that is said.
+   */
   async until<T extends object>(
     deadline: number,
     signal: AbortSignal,
     work: (how: How) => Promise<T | Problem>,
   ): Promise<T | Problem> {
-    for (;;) {
+    for (let start = false; ; ) {
       const answer = await Promise.race([
-        work({ timeout_ms: Math.max(1, deadline - performance.now()), start: true }),
+        work({ timeout_ms: Math.max(1, deadline - performance.now()), start }),
         aborted(signal),
       ]);
       if (answer === undefined) return GIVEN_UP;
+      if (isProblem(answer) && answer.code === "daemon_unavailable" && !start && !this.noSpawn) {
+        start = true;
+        if (!this.#told)
+          await note("mp: the daemon does not run any more: it is started again to tell the end");
+        this.#told = true;
+        continue;
+      }
       const over = signal.aborted || performance.now() + AGAIN_MS > deadline;
       if (!isProblem(answer) || over || !answer.retryable) return answer;
       await Bun.sleep(AGAIN_MS);

@@ -3,8 +3,9 @@
  *
  * Always holds: what the child writes arrives byte for byte, on its own stream, and a slow reader slows the child, not our
  * memory; once the child has ended nothing that still holds its output open keeps us. At a terminal the child gets a
- * pseudo-terminal, where stdout and stderr are one as they are on any screen, and through which Ctrl-C reaches it; it is
- * read as fast as it writes, for the runtime has no way to hold it back, so there a slow screen does cost memory.
+ * pseudo-terminal, where stdout and stderr are one as they are on any screen, and which makes a signal of Ctrl-C unless the
+ * child wants the key itself; it is read as fast as it writes, for the runtime has no way to hold it back, so there a slow
+ * screen does cost memory.
  * Written with write(2): the runtime's own write to a file that is open for appending leaves holes in it.
  */
 import { existsSync, write } from "node:fs";
@@ -21,6 +22,8 @@ export interface Ended {
   readonly signal?: NodeJS.Signals;
   /** Why it could not be started. */
   readonly unstarted?: string;
+  /** What to do about that. */
+  readonly hint?: string;
 }
 
 export interface Child {
@@ -41,6 +44,8 @@ interface Wanted {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Keeps the output; without it nothing is kept. */
   readonly spool: Spool | undefined;
+  /** Called when the child's terminal makes a signal of what is typed. */
+  readonly onTyped: (signal: NodeJS.Signals) => void;
 }
 
 /** After the child's end: how long its output may be quiet, and how much of it may come, before it counts as others'. */
@@ -48,12 +53,24 @@ const QUIET_MS = 250;
 const REST_BYTES = 4 << 20;
 const REST_MS = 2_000;
 
+const FOLDER_HINT =
+  "'mp worktree reconcile PATH' looks whether it is back, 'mp worktree remove PATH' takes it off the list";
+
+/** The keys that a terminal makes signals of, as long as nobody has chosen others: Ctrl-C and Ctrl-\\. */
+const TYPED: ReadonlyMap<number, NodeJS.Signals> = new Map([
+  [0x03, "SIGINT"],
+  [0x1c, "SIGQUIT"],
+]);
+/** The local flag of a terminal that makes it do so (termios.h). */
+const ISIG = process.platform === "linux" ? 0x1 : 0x80;
+
 /**
  * Start it.
  * @returns the child, or how it could not be started
  */
 export function startChild(wanted: Wanted): Child | Ended {
-  if (!existsSync(wanted.cwd)) return { code: 126, unstarted: `its folder is not there: ${wanted.cwd}` };
+  if (!existsSync(wanted.cwd))
+    return { code: 126, unstarted: `its folder is not there: ${wanted.cwd}`, hint: FOLDER_HINT };
   try {
     return hasTerminal() ? atTerminal(wanted) : withPipes(wanted);
   } catch (error) {
@@ -148,7 +165,7 @@ async function soon<T>(promise: Promise<T>): Promise<T | undefined> {
   return Promise.race([promise, quiet]);
 }
 
-function atTerminal({ command, cwd, env, spool }: Wanted): Child {
+function atTerminal({ command, cwd, env, spool, onTyped }: Wanted): Child {
   const sink = new Sink(1);
   const closed = Promise.withResolvers<void>();
   let heard = performance.now();
@@ -170,7 +187,14 @@ function atTerminal({ command, cwd, env, spool }: Wanted): Child {
     },
   });
   const terminal = child.terminal!;
-  const typed = (bytes: Uint8Array) => terminal.closed || terminal.write(bytes);
+  const typed = (bytes: Uint8Array) => {
+    if (terminal.closed) return;
+    for (const byte of bytes) {
+      const signal = TYPED.get(byte);
+      if (signal && terminal.localFlags & ISIG) onTyped(signal);
+    }
+    terminal.write(bytes);
+  };
   const resized = () => terminal.closed || terminal.resize(stdout.columns || 80, stdout.rows || 24);
   const restore = rawTerminal();
   process.on("exit", restore);

@@ -18,6 +18,9 @@ import type { Spool } from "./run-spool.ts";
 /** How long the telling may take, in milliseconds. */
 const TELL_MS = 30_000;
 
+/** The signals that ask a process to end. */
+export const endingSignals: ReadonlySet<string> = new Set(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"]);
+
 /** What the session's end says. */
 export interface Verdict {
   readonly outcome: "completed" | "failed" | "cancelled";
@@ -27,9 +30,9 @@ export interface Verdict {
 }
 
 /**
- * What came of it.
+ * What came of it. Whoever was told to end and did not say that all is well has not failed: what is left undone may go on.
  * @param ended how the child ended
- * @param passed the signals that were passed on to it
+ * @param passed the signals that were passed on to it, or that its terminal gave it
  * @param loss what was lost meanwhile
  * @param stopped the child was stopped because of that
  */
@@ -41,10 +44,11 @@ export function verdictOf(
 ): Verdict {
   const because = loss ? { reason: loss.reason } : {};
   if (stopped) return { outcome: "failed", ...because };
-  // Who catches a signal, tidies up and says so with the code that it would have ended with, was cancelled as well.
-  const cancelled = passed.find(({ name, code }) => ended.signal === name || ended.code === code);
-  if (cancelled) return { outcome: "cancelled", reason: `signal ${cancelled.name}`, ...because };
   if (ended.code === 0) return { outcome: "completed", ...because, task: "complete" };
+  const cancelled =
+    passed.find(({ name, code }) => ended.signal === name || ended.code === code) ??
+    passed.findLast(({ name }) => endingSignals.has(name));
+  if (cancelled) return { outcome: "cancelled", reason: `signal ${cancelled.name}`, ...because };
   // Nothing was tried: the task is given back.
   if (ended.unstarted)
     return { outcome: "failed", reason: `the command could not be started: ${ended.unstarted}` };

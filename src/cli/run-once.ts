@@ -18,7 +18,7 @@ import { usage } from "./parse.ts";
 import type { RunValues } from "./run.ts";
 import { Asker, aborted } from "./run-asker.ts";
 import { type Child, type Ended, startChild } from "./run-child.ts";
-import { Telling, type Verdict, verdictOf } from "./run-end.ts";
+import { endingSignals, Telling, type Verdict, verdictOf } from "./run-end.ts";
 import { type Lease, Leases, type Loss } from "./run-leases.ts";
 import { Spool } from "./run-spool.ts";
 
@@ -29,7 +29,6 @@ const GRACE_MS = 10_000;
 
 /** Passed on to the child: to its whole group what ends things, to itself what only it understands. */
 const signals = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"] as const;
-const ending: ReadonlySet<string> = new Set(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"]);
 const codeOf = (signal: NodeJS.Signals) => 128 + os.signals[signal];
 
 /** Where a session is, and what it is about. */
@@ -221,9 +220,16 @@ export class Run {
     const { command = [] } = this.values;
     const spool = this.values["no-output"] ? undefined : await newSpool();
     try {
-      const started = startChild({ command, cwd: place.worktree?.path ?? process.cwd(), env, spool });
+      const started = startChild({
+        command,
+        cwd: place.worktree?.path ?? process.cwd(),
+        env,
+        spool,
+        onTyped: (name) => this.#childEnded || this.#passed.push({ name, code: codeOf(name) }),
+      });
       const ended = "code" in started ? started : await this.#watched(started, leases, place);
       if (ended.unstarted) await note(`mp: ${command[0]}: ${ended.unstarted}`);
+      if (ended.hint) await note(`  hint: ${ended.hint}`);
       this.#childEnded = true;
       const telling = new Telling(this.#asker, session, this.#hurry.signal);
       const artifact_id = spool ? await telling.keep(spool, place.task_id) : null;
@@ -245,7 +251,7 @@ export class Run {
   async #watched(child: Child, leases: Leases, place: Place): Promise<Ended> {
     this.#child = child;
     // What came while it was being started.
-    for (const { name } of this.#passed) child.signal(name, ending.has(name));
+    for (const { name } of this.#passed) child.signal(name, endingSignals.has(name));
     if (leases.lost) void this.#lost(leases.lost, place);
     const ended = await child.ended;
     this.#childEnded = true;
@@ -258,14 +264,14 @@ export class Run {
   #signalled(name: NodeJS.Signals): void {
     // A second one, once there is nothing left to pass it on to, means: do not even wait for the daemon.
     if (this.#childEnded) {
-      if (ending.has(name)) this.#hurry.abort();
+      if (endingSignals.has(name)) this.#hurry.abort();
       return;
     }
-    if (!this.#child && !ending.has(name)) return;
+    if (!this.#child && !endingSignals.has(name)) return;
     // Before there is anything to give back, or when it is said twice, nothing keeps us: leases run out by themselves.
     if (!this.#child && (!this.#begun || this.#passed.length > 0)) process.exit(codeOf(name));
     this.#passed.push({ name, code: codeOf(name) });
-    this.#child?.signal(name, ending.has(name));
+    this.#child?.signal(name, endingSignals.has(name));
   }
 
   async #lost({ kind, words }: Loss, { worktree, task_id }: Place): Promise<void> {

@@ -5,7 +5,7 @@
  * The child is a shell script that says on its output how far it has come, and waits for files that the test writes.
  */
 import { describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { connect } from "../../src/client/client.ts";
 import { isProblem } from "../../src/kernel/problems.ts";
@@ -353,10 +353,38 @@ describe("the end", () => {
     run.child.kill("SIGUSR2");
     const found = await run.ended();
     expect([found.stdout, found.code, found.report.outcome]).toEqual(["ready\none\ntwo\n", 7, "failed"]);
-    const caught = running(home, [], "trap 'exit 143' TERM; echo ready; while :; do sleep 0.02; done");
-    await caught.said("ready");
-    caught.child.kill("SIGTERM");
-    expect((await caught.ended()).report.outcome).toBe("cancelled");
+  });
+
+  test("whoever was told to end and says with any code but 0 that it did not finish is cancelled, not failed", async () => {
+    const { home, mp } = await place();
+    for (const [signal, code, outcome, status] of [
+      ["SIGTERM", 143, "cancelled", "queued"],
+      ["SIGTERM", 9, "cancelled", "queued"],
+      ["SIGHUP", 1, "cancelled", "queued"],
+      ["SIGTERM", 0, "completed", "succeeded"],
+    ] as const) {
+      const id = await task(mp);
+      const trap = `trap 'exit ${code}' ${signal.slice(3)}; echo ready; while :; do sleep 0.02; done`;
+      const run = running(home, ["--task", id], trap);
+      await run.said("ready");
+      run.child.kill(signal);
+      const found = await run.ended();
+      expect([found.code, found.report]).toMatchObject([
+        code,
+        { outcome, reason: code === 0 ? null : `signal ${signal}` },
+      ]);
+      expect(await taskRow(mp, id)).toMatchObject({ status, failure_class: null });
+    }
+  });
+
+  test("a worktree whose folder has gone: 126, and what to do about it", async () => {
+    const { mp, folder } = await place();
+    rmSync(folder, { recursive: true });
+    const found = await mp.mp("session", "run", "--worktree", folder, "--", "true");
+    expect([found.code, found.stdout]).toEqual([126, ""]);
+    expect(found.stderr).toMatch(
+      /^mp: true: its folder is not there: .*\n {2}hint: 'mp worktree reconcile PATH' .*'mp worktree remove PATH'/,
+    );
   });
 });
 
@@ -416,6 +444,7 @@ describe("what is refused", () => {
 
   test("what the command line lacks", async () => {
     const { mp, folder } = await place();
+    expect(await mp.out("session", "run", "--help")).toContain("  mp session run [FLAGS] -- CMD ARGS…\n");
     expect(await mp.refused(2, "session", "run")).toContain("CMD");
     expect(await mp.refused(2, "session", "run", "--write", "--", "true")).toContain("--worktree");
     await mp.out("workspace", "create", "second");
@@ -495,7 +524,13 @@ describe("while it runs", () => {
     await run.said("later");
     expect(await mp.mp("daemon", "status")).toMatchObject({ code: 6 });
     writeFileSync(go, "");
-    expect((await run.ended()).report).toMatchObject({ outcome: "completed", ended: true });
+    const found = await run.ended();
+    expect(found.report).toMatchObject({ outcome: "completed", ended: true });
+    // Whoever has stopped it hears why it is there again: once, though more than one thing is told.
+    expect(lines(found.stderr).slice(0, -1)).toEqual([
+      "mp: the daemon does not run any more: it is started again to tell the end",
+    ]);
+    expect(await mp.mp("daemon", "status")).toMatchObject({ code: 0 });
   });
 
   test("with --no-spawn an end that nobody hears is said, and the exit code stays the child's", async () => {
@@ -661,6 +696,52 @@ describe("at a terminal", () => {
     expect(await child.exited).toBe(0);
     child.terminal!.close();
     expect(shown).toContain("31 101");
+  });
+
+  /** `mp session run -- sh -c SCRIPT` at a terminal, where a key is pressed as soon as the script is ready. */
+  async function pressed(home: string, id: string, script: string, key: string) {
+    let shown = "";
+    const child = Bun.spawn([binary(), "session", "run", "--json", "--task", id, "--", "sh", "-c", script], {
+      env: { ...process.env, TERM: "xterm", MP_HOME: home },
+      terminal: {
+        cols: 500,
+        rows: 24,
+        data(_, data) {
+          shown += Buffer.from(data).toString();
+        },
+      },
+    });
+    await waitFor(() => shown.includes("ready"), { what: "the child" });
+    child.terminal!.write(key);
+    const code = await child.exited;
+    child.terminal!.close();
+    return { code, report: reportIn(shown.slice(shown.lastIndexOf('{"session_id"'))) };
+  }
+
+  test("a key that the child's terminal makes a signal of counts as one that was passed on", async () => {
+    const { home, mp } = await place();
+    for (const [key, script, code, signal] of [
+      ["\x03", "echo ready; exec sleep 600", 130, "SIGINT"],
+      ["\x1c", "echo ready; exec sleep 600", 131, "SIGQUIT"],
+      ["\x03", "trap 'exit 7' INT; echo ready; while :; do sleep 0.02; done", 7, "SIGINT"],
+    ] as const) {
+      const id = await task(mp);
+      const found = await pressed(home, id, script, key);
+      expect([found.code, found.report]).toMatchObject([
+        code,
+        { outcome: "cancelled", reason: `signal ${signal}`, ended: true },
+      ]);
+      expect(await taskRow(mp, id)).toMatchObject({ status: "queued", failure_class: null });
+    }
+  });
+
+  test("a key that the child reads as a key is no signal", async () => {
+    const { home, mp } = await place();
+    const id = await task(mp);
+    const script = "stty raw -echo; echo ready; head -c 1 >/dev/null; stty sane; exit 130";
+    const found = await pressed(home, id, script, "\x03");
+    expect([found.code, found.report]).toMatchObject([130, { outcome: "failed", reason: null }]);
+    expect(await taskRow(mp, id)).toMatchObject({ status: "failed", failure_message: "exit code 130" });
   });
 
   test("what is typed reaches the child, Ctrl-C once, and the terminal is as it was afterwards", async () => {

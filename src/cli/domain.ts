@@ -110,9 +110,9 @@ function nounOf(from: Surface, kind: string): Noun {
   const verbs = {};
   const add = (type: string, make: () => Verb) =>
     Object.defineProperty(verbs, verbOf(type), { enumerable: true, get: make });
-  for (const { type } of from.commands.values())
+  for (const type of from.commands.keys())
     if (kindOf(type) === kind) add(type, () => commandVerb(type, {}, from));
-  for (const { type } of from.queries.values())
+  for (const type of from.queries.keys())
     if (kindOf(type) === kind) add(type, () => queryVerb(type, {}, from));
   return { doc: docs[kind] ?? `Whatever is about a ${kind}.`, verbs };
 }

@@ -7,21 +7,22 @@ import { buildRegistry } from "../kernel/registry.ts";
 import { Name, Time } from "../kernel/schema.ts";
 import { system } from "../kernel/system.ts";
 
-/** The surface as JSON. */
-export function surfaceText(): string {
+/** The surface: JSON for each command and query by type, without the type itself. */
+export function surfaceTexts() {
   const { commands, queries, reasons } = buildRegistry(aggregates, system);
-  return JSON.stringify({
-    kinds: aggregates.map(({ kind }) => kind),
-    commands: [...commands.values()].map(({ type, spec: { doc, payload, renews, result } }) => ({
-      type,
+  const texts = <E>(entries: ReadonlyMap<string, E>, said: (entry: E) => object): Record<string, string> =>
+    Object.fromEntries([...entries].map(([type, entry]) => [type, JSON.stringify(said(entry))]));
+  return {
+    kinds: aggregates.map(({ kind }): string => kind),
+    commands: texts(commands, ({ spec: { doc, payload, renews, result } }) => ({
       spec: { doc, payload, renews, result: namesOf(result) },
     })),
-    queries: [...queries.values()].map(({ type, spec: { doc, answer }, params }) => {
+    queries: texts(queries, ({ spec: { doc, answer }, params }) => {
       const rows = namesOf((answer as Schema).properties?.items?.items ?? {});
-      return { type, spec: { doc, answer: { properties: { items: { items: rows } } } }, params };
+      return { spec: { doc, answer: { properties: { items: { items: rows } } } }, params };
     }),
-    reasons: [...reasons],
-  });
+    reasons: JSON.stringify([...reasons]),
+  };
 }
 
 /** The pattern that a point in time is known by. */

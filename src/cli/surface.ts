@@ -5,7 +5,7 @@
  * Always holds: a registry is a surface too, so whatever takes one can be tried with aggregates of a test's own.
  */
 import type { Reason } from "../kernel/aggregate.ts";
-import { surfaceText } from "./surface-text.ts" with { type: "macro" };
+import { surfaceTexts } from "./surface-text.ts" with { type: "macro" };
 
 /** What is read of a JSON Schema. */
 export interface Plain {
@@ -45,25 +45,59 @@ export interface QuerySurface {
   readonly params: Plain;
 }
 
-let read: Surface | undefined;
+let made: Surface | undefined;
 
 /** The surface of this program. */
 export function surface(): Surface {
-  read ??= parsed(surfaceText());
-  return read;
+  made ??= read(surfaceTexts());
+  return made;
 }
 
-function parsed(text: string): Surface {
-  const { kinds, commands, queries, reasons } = JSON.parse(text) as {
-    readonly kinds: readonly string[];
-    readonly commands: readonly CommandSurface[];
-    readonly queries: readonly QuerySurface[];
-    readonly reasons: readonly [string, Reason][];
-  };
+/** A verb needs a few entries of many, so each is read when it is looked at. */
+function read({ kinds, commands, queries, reasons }: ReturnType<typeof surfaceTexts>): Surface {
   return {
     aggregates: kinds.map((kind) => ({ kind })),
-    commands: new Map(commands.map((each) => [each.type, each])),
-    queries: new Map(queries.map((each) => [each.type, each])),
-    reasons: new Map(reasons),
+    commands: new Map(
+      Object.entries(commands).map(([type, text]) => {
+        const whole = once<CommandSurface>(text);
+        return [
+          type,
+          {
+            type,
+            get spec() {
+              return whole().spec;
+            },
+          },
+        ];
+      }),
+    ),
+    queries: new Map(
+      Object.entries(queries).map(([type, text]) => {
+        const whole = once<QuerySurface>(text);
+        return [
+          type,
+          {
+            type,
+            get spec() {
+              return whole().spec;
+            },
+            get params() {
+              return whole().params;
+            },
+          },
+        ];
+      }),
+    ),
+    get reasons() {
+      return new Map(JSON.parse(reasons) as [string, Reason][]);
+    },
+  };
+}
+
+function once<T>(text: string): () => T {
+  let value: T | undefined;
+  return () => {
+    value ??= JSON.parse(text) as T;
+    return value;
   };
 }

@@ -53,51 +53,43 @@ export function surface(): Surface {
   return made;
 }
 
-/** A verb needs a few entries of many, so each is read when it is looked at. */
 function read({ kinds, commands, queries, reasons }: ReturnType<typeof surfaceTexts>): Surface {
   return {
     aggregates: kinds.map((kind) => ({ kind })),
-    commands: new Map(
-      Object.entries(commands).map(([type, text]) => {
-        const whole = once<CommandSurface>(text);
-        return [
-          type,
-          {
-            type,
-            get spec() {
-              return whole().spec;
-            },
-          },
-        ];
-      }),
-    ),
-    queries: new Map(
-      Object.entries(queries).map(([type, text]) => {
-        const whole = once<QuerySurface>(text);
-        return [
-          type,
-          {
-            type,
-            get spec() {
-              return whole().spec;
-            },
-            get params() {
-              return whole().params;
-            },
-          },
-        ];
-      }),
-    ),
+    commands: entries<CommandSurface>(commands, (type, whole) => ({
+      type,
+      get spec() {
+        return whole().spec;
+      },
+    })),
+    queries: entries<QuerySurface>(queries, (type, whole) => ({
+      type,
+      get spec() {
+        return whole().spec;
+      },
+      get params() {
+        return whole().params;
+      },
+    })),
     get reasons() {
       return new Map(JSON.parse(reasons) as [string, Reason][]);
     },
   };
 }
 
-function once<T>(text: string): () => T {
-  let value: T | undefined;
-  return () => {
-    value ??= JSON.parse(text) as T;
-    return value;
-  };
+/** A verb needs a few entries of many, so the text of each is read when it is looked at. */
+function entries<E>(
+  texts: Readonly<Record<string, string>>,
+  entry: (type: string, whole: () => E) => E,
+): ReadonlyMap<string, E> {
+  return new Map(
+    Object.entries(texts).map(([type, text]) => {
+      let value: E | undefined;
+      const whole = () => {
+        value ??= JSON.parse(text) as E;
+        return value;
+      };
+      return [type, entry(type, whole)];
+    }),
+  );
 }

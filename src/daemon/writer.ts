@@ -152,9 +152,11 @@ function writerOn(db: Database, start_id: string) {
     active = systemClock.now();
     tidy();
   }
-  /** The machine slept or this process was stopped, if the timer should have rung long ago and nothing was done since. */
+  /** The machine slept or this process was stopped, if the timer should have rung long ago; or the clock was set back. */
   function noticeGap() {
-    if (timer !== undefined && systemClock.now() - Math.max(rings, active) > LATE_MS) owed = true;
+    const now = systemClock.now();
+    if (timer !== undefined && now - Math.max(rings, active) > LATE_MS) owed = true;
+    if (active - now > LATE_MS) owed = true;
   }
   /** Do what the front asks, then see to the leases: its messages may come so fast that the timer never rings. */
   function asked(work: () => void) {

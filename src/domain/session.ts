@@ -412,7 +412,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
         result: { epoch: 1, expires_at: later(at, ttl_ms) },
       };
     },
-    resume(state, { ttl_ms = DEFAULT_TTL_MS }, { find, id, scope, at }) {
+    resume(state, { ttl_ms = state.ttl_ms }, { find, id, scope, at }) {
       const refused = shut(find, scope) ?? barred(state, "running", "resume");
       if (refused) return refused;
       const epoch = state.epoch + 1;

@@ -6,25 +6,22 @@
 import type { Find, Read } from "../kernel/aggregate.ts";
 import { LEAST_URGENT, type Queued } from "./task-rows.ts";
 
-/** The time that `not_before` is held against. Whose time has come stays due when the clock is set back. */
-export function horizon({ all }: Pick<Find, "all">, at: string): string {
-  const youngest = all("tasks", { task_id: { above: "" } }, { descending: true, limit: 1 })[0];
-  return youngest && youngest.created_at > at ? youngest.created_at : at;
-}
-
 /** A part of the queue that one index holds in order. */
 export type Part = Partial<Pick<Queued, "workspace_id" | "project_id" | "parent_task_id" | "stage">>;
 
 /** Whose turn it is in a part of the queue; when it is nobody's, when the first one's time comes. */
-export function foremost(find: Find, part: Part, upTo: string): { next?: Queued; next_at: string | null } {
+export function foremost(find: Find, part: Part, at: string): { next?: Queued; next_at: string | null } {
   let next_at: string | null = null;
   for (let from = 0; ; ) {
     const head = find.all("task_queue", { ...part, priority: { from } }, { limit: 1 })[0];
     if (!head) return { next_at };
-    if (head.since <= upTo) return { next: head, next_at };
-    // The first of its priority is not due, so none of it is.
+    const { priority, timed } = head;
+    const other = timed ? head : find.all("task_queue", { ...part, priority, timed: 1 }, { limit: 1 })[0];
+    const due = other && other.since <= at ? other : undefined;
+    if (!timed) return { next: due && precedes(due, head) ? due : head, next_at };
+    if (due) return { next: due, next_at };
     if (next_at === null || head.since < next_at) next_at = head.since;
-    from = head.priority + 1;
+    from = priority + 1;
   }
 }
 
@@ -39,9 +36,9 @@ export function foremostOf(
   find: Find,
   workspace_id: string,
   part: Part,
-  upTo: string,
+  at: string,
 ): ReturnType<typeof foremost> {
-  const found = foremost(find, { workspace_id, ...part }, upTo);
+  const found = foremost(find, { workspace_id, ...part }, at);
   const project_id = found.next?.project_id;
   // A time to wait for may be that of an archived project's task as well.
   const open =
@@ -51,7 +48,7 @@ export function foremostOf(
   if (open) return found;
   return find
     .all("projects", { workspace_id, status: "active" })
-    .map((each) => foremost(find, { project_id: each.project_id, ...part }, upTo))
+    .map((each) => foremost(find, { project_id: each.project_id, ...part }, at))
     .reduce(
       (best, each) => ({
         next_at: [best.next_at, each.next_at].filter((time) => time !== null).sort()[0] ?? null,
@@ -68,21 +65,22 @@ export function following(
   read: Read,
   part: Part,
   after: Queued | undefined,
-  upTo: string,
+  at: string,
   limit: number,
 ): Queued[] {
   const rows: Queued[] = [];
-  for (let priority = after?.priority ?? 0; priority <= LEAST_URGENT; priority++) {
-    const pieces =
-      after?.priority === priority
-        ? [
-            { since: { from: after.since, upTo: after.since }, task_id: { above: after.task_id } },
-            { since: { above: after.since, upTo } },
-          ]
-        : [{ since: { upTo } }];
-    for (const piece of pieces)
-      if (rows.length < limit)
-        rows.push(...read.all("task_queue", { ...part, priority, ...piece }, { limit: limit - rows.length }));
+  for (let priority = after?.priority ?? 0; priority <= LEAST_URGENT && rows.length < limit; priority++) {
+    const lines = [{ timed: 0 }, { timed: 1, since: { upTo: at } }].flatMap((line) => {
+      const pieces =
+        after?.priority === priority
+          ? [
+              { ...line, since: after.since, task_id: { above: after.task_id } },
+              { ...line, since: { ...line.since, above: after.since } },
+            ]
+          : [line];
+      return pieces.flatMap((piece) => read.all("task_queue", { ...part, priority, ...piece }, { limit }));
+    });
+    rows.push(...lines.sort((one, other) => (precedes(one, other) ? -1 : 1)));
   }
-  return rows;
+  return rows.slice(0, limit);
 }

@@ -104,18 +104,21 @@ const task_queue = table(
     parent_task_id: nullable(Id),
     stage: nullable(Name),
     priority: Priority,
+    /** 1 when its time had still to come at its creation: of those some are not due. */
+    timed: Type.Integer({ minimum: 0, maximum: 1 }),
     /** When its time came or comes: at its creation, or `not_before` where that is later. */
     since: Time,
   },
   {
-    // The order of claims. Every index ends in the key, so each part of the queue is in that order too.
-    key: ["priority", "since", "task_id"],
+    // Two lines of each priority, in the order of claims. Every index ends in the key, so each part of the queue is so too.
+    key: ["priority", "timed", "since", "task_id"],
     index: [
       ["workspace_id"],
       ["workspace_id", "stage"],
       ["project_id"],
       ["project_id", "stage"],
       ["parent_task_id"],
+      ["parent_task_id", "stage"],
     ],
   },
 );
@@ -155,15 +158,23 @@ declare module "../kernel/aggregate.ts" {
   }
 }
 
-/** When a task's time came or comes, RFC 3339. */
-export function since({ created_at, not_before }: Pick<Row, "created_at" | "not_before">): string {
-  return not_before !== null && not_before > created_at ? not_before : created_at;
+/** Since when a task's time has come, RFC 3339, and whether it had to be waited for. */
+function turn({ created_at, not_before }: Row): Pick<Queued, "timed" | "since"> {
+  return not_before !== null && not_before > created_at
+    ? { timed: 1, since: not_before }
+    : { timed: 0, since: created_at };
+}
+
+/** Whether the time of a task has still to come. A clock that is set back takes nothing away from those without one. */
+export function isEarly(row: Row, at: string): boolean {
+  const { timed, since } = turn(row);
+  return timed === 1 && since > at;
 }
 
 /** The row of a task in the queue. */
 export function queued(row: Row): Queued {
   const { task_id, workspace_id, project_id, parent_task_id, stage, priority } = row;
-  return { task_id, workspace_id, project_id, parent_task_id, stage, priority, since: since(row) };
+  return { task_id, workspace_id, project_id, parent_task_id, stage, priority, ...turn(row) };
 }
 
 /** Columns that follow from the others. */
@@ -195,11 +206,11 @@ export function change(rows: TaskRows, row: Row, to: Partial<Row>): void {
   const { ready, due } = derived(after);
   const { task_id } = row;
   rows.tasks.update({ task_id }, { ...to, ready, ...(due !== row.due && { due }) });
-  const { priority, since } = queued(row);
+  const { priority, timed, since } = queued(row);
   if (ready > row.ready) rows.task_queue.insert(queued(after));
-  else if (ready < row.ready) rows.task_queue.delete({ priority, since, task_id });
+  else if (ready < row.ready) rows.task_queue.delete({ priority, timed, since, task_id });
   else if (ready === 1 && after.stage !== row.stage)
-    rows.task_queue.update({ priority, since, task_id }, { stage: after.stage });
+    rows.task_queue.update({ priority, timed, since, task_id }, { stage: after.stage });
 }
 
 /** What ends with an attempt: the claim, and the row that tells of it. Nothing when nobody holds a claim. */

@@ -7,8 +7,8 @@ import { type Static, Type } from "typebox";
 import { missing, type Read } from "../kernel/aggregate.ts";
 import { DEFAULT_PAGE, Id, Name, object, oneOf } from "../kernel/schema.ts";
 import { endOf } from "./lease.ts";
-import { following, horizon, type Part } from "./task-queue.ts";
-import { NEVER, type Queued, queued, type Row, Status, since } from "./task-rows.ts";
+import { following, type Part } from "./task-queue.ts";
+import { isEarly, NEVER, type Queued, queued, type Row, Status } from "./task-rows.ts";
 
 export const Some = object({ task_id: Id, title: Name, status: Status });
 /** How many unmet dependencies a refusal or an answer names. */
@@ -58,11 +58,10 @@ export function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: F
     projects.set(project_id, known);
     return known;
   };
-  const upTo = horizon(read, at);
   const ids: string[] = [];
   let after = last && queued({ ...last, ready: 1, result: null, due: NEVER });
   while (ids.length <= limit) {
-    const rows = following(read, part, after, upTo, limit + 1);
+    const rows = following(read, part, after, at, limit + 1);
     ids.push(...rows.filter(open).map((row) => row.task_id));
     if (rows.length <= limit) break;
     after = rows.at(-1);
@@ -181,8 +180,7 @@ function why(read: Read, row: Row, at: string): Static<typeof Why>[] {
       detail: `it waits for '${each.title}', which is ${each.status}`,
       task_id: each.task_id,
     });
-  if (since(row) > horizon(read, at))
-    found.push({ because: "not_before", detail: `its time comes at ${not_before}` });
+  if (isEarly(row, at)) found.push({ because: "not_before", detail: `its time comes at ${not_before}` });
   const closed = closedBy(read, project_id);
   if (closed)
     found.push({

@@ -25,7 +25,7 @@ import { Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time } from
 import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
 import { wayFrom } from "./task-cycle.ts";
-import { foremost, foremostOf, horizon } from "./task-queue.ts";
+import { foremost, foremostOf } from "./task-queue.ts";
 import {
   attempt,
   Body,
@@ -38,11 +38,11 @@ import {
   Failure,
   goOn,
   isDone,
+  isEarly,
   Priority,
   rowOf,
   Status,
   shown,
-  since,
   sortedJson,
   tables,
   Words,
@@ -189,7 +189,7 @@ function foreignParent(find: Find, task_id: string | undefined, project_id: stri
 /** Why a queued task cannot be claimed yet. */
 function unready(find: Find, task_id: string, at: string): Refused | undefined {
   const row = find.one("tasks", { task_id })!;
-  const early = since(row) > horizon(find, at);
+  const early = isEarly(row, at);
   if (row.unmet === 0 && !early) return undefined;
   const unmet =
     row.unmet === 0
@@ -202,6 +202,7 @@ function unready(find: Find, task_id: string, at: string): Refused | undefined {
           .map(({ task_id, status }) => ({ task_id, status }));
   return reject("task.not_ready", { unmet, ...(early && { not_before: row.not_before }) });
 }
+
 // ── The aggregate ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 const described = {
@@ -371,13 +372,12 @@ export const task = aggregate(
         (project_id === undefined ? undefined : foreignParent(find, parent_task_id, project_id));
       if (refused) return refused;
       const staged = stage === undefined ? {} : { stage };
-      const upTo = horizon(find, at);
       const { next, next_at } =
         parent_task_id !== undefined
-          ? foremost(find, { parent_task_id, ...staged }, upTo)
+          ? foremost(find, { parent_task_id, ...staged }, at)
           : project_id !== undefined
-            ? foremost(find, { project_id, ...staged }, upTo)
-            : foremostOf(find, workspace_id, staged, upTo);
+            ? foremost(find, { project_id, ...staged }, at)
+            : foremostOf(find, workspace_id, staged, at);
       return next?.task_id ?? reject("task.none_ready", { next_at });
     },
   },
@@ -510,7 +510,8 @@ export const task = aggregate(
       if (claim?.epoch !== epoch) return [];
       const { session_id } = claim;
       const expired = { type: "claim_expired", payload: { session_id, epoch } } as const;
-      if (attempt < max_attempts) return [expired];
+      // One that is stopped is nobody's fault: it waits on, and is queued once it may go on.
+      if (state.status !== "running" || attempt < max_attempts) return [expired];
       const message = `the claim ran out in the last of ${max_attempts} attempts`;
       const failure = { class: "claim_expired", message };
       return [expired, { type: "failed", payload: { epoch, failure } }];

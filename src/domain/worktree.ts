@@ -194,6 +194,14 @@ function heldUntil(find: Pick<Find, "one">, worktree_id: string, at: string): st
   return endOf(find, `worktree/${worktree_id}`) ?? at;
 }
 
+/** The next epoch of a lock: above all that were ever given out at its place, also by worktrees that are gone from there. */
+function nextEpoch({ find, id }: Context, { lock }: Worktree): number {
+  if (lock.epoch > 0) return lock.epoch + 1;
+  const { host, path } = find.one("worktrees", { worktree_id: id })!;
+  const before = find.all("worktrees", { path }).filter((each) => each.host === host);
+  return 1 + Math.max(...before.map((each) => each.writer_epoch));
+}
+
 function writerHeld(holder: string, epoch: number, expires_at: string, at: string): Refused {
   const retry_after_ms = Math.max(0, between(at, expires_at));
   return reject("worktree.writer_held", { holder, epoch, expires_at, retry_after_ms });
@@ -407,7 +415,7 @@ export const worktree = aggregate(
           ? { events: [], result: { epoch: lock.epoch, expires_at } }
           : writerHeld(lock.session_id!, lock.epoch, expires_at, at);
       }
-      const epoch = lock.epoch + 1;
+      const epoch = nextEpoch(context, state);
       return {
         events: [{ type: "writer_locked", payload: { session_id, epoch, ttl_ms } }],
         result: { epoch, expires_at: later(at, ttl_ms) },
@@ -419,14 +427,16 @@ export const worktree = aggregate(
         return writerHeld(lock.session_id!, epoch, heldUntil(find, id, at), at);
       return { events: [], result: { epoch, expires_at: later(at, lock.ttl_ms) } };
     },
-    release_writer({ lock }, { session_id, epoch }, { find, id, at }) {
+    release_writer({ lock, status }, { session_id, epoch }, { find, id, at }) {
       if (lock.session_id === undefined || lock.epoch !== epoch) return stale(epoch, lock.epoch);
       if (lock.session_id !== session_id)
         return lock.status === "held"
           ? writerHeld(lock.session_id, epoch, heldUntil(find, id, at), at)
           : stale(epoch, lock.epoch);
       // Who had it last may give it back after it ran out: nobody has had it since.
-      return lock.status === "free" ? [] : [{ type: "writer_released", payload: { session_id, epoch } }];
+      return lock.status === "free" || status === "removed"
+        ? []
+        : [{ type: "writer_released", payload: { session_id, epoch } }];
     },
     steal_writer(state, { session_id, expected_epoch, reason }, context) {
       const refused = barredFromLock(context, state, session_id);
@@ -436,7 +446,7 @@ export const worktree = aggregate(
       if (lock.epoch !== expected_epoch) return stale(expected_epoch, lock.epoch);
       if (lock.status === "held" && lock.session_id === session_id)
         return { events: [], result: { epoch: lock.epoch, expires_at: heldUntil(find, id, at) } };
-      const epoch = lock.epoch + 1;
+      const epoch = nextEpoch(context, state);
       const from_session_id = lock.status === "held" ? lock.session_id : undefined;
       return {
         events: [

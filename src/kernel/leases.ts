@@ -105,8 +105,13 @@ export class Leases {
       .run(until, stream, epoch);
   }
 
-  /** Nobody could renew while the daemon was not there: every holder gets one whole ttl from now (SPEC §8). */
+  /**
+   * Nobody could renew while the daemon was not there: every holder gets one whole ttl from now (SPEC §8). No lease is left
+   * with more, as one has that was made or renewed while the clock was ahead.
+   */
   grace(now: number): void {
-    this.db.query("UPDATE leases SET expires_at = max(expires_at, ? + ttl_ms) WHERE grace = 1").run(now);
+    this.db
+      .query("UPDATE leases SET expires_at = ?1 + ttl_ms WHERE grace = 1 OR expires_at > ?1 + ttl_ms")
+      .run(now);
   }
 }

@@ -320,7 +320,10 @@ export function world() {
     no("worktree.stale_epoch", { epoch, current: lock.epoch });
   function lock(id: string, session_id: string, type: string, ttl: number) {
     const it = worktrees.get(id)!;
-    it.lock = { status: "held", epoch: it.lock.epoch + 1, ttl, last: session_id };
+    // No epoch is given out twice at one place, whatever stood there before.
+    const there = [...worktrees.values()].filter((each) => each.path === it.path);
+    const epoch = 1 + (it.lock.epoch || Math.max(...there.map((each) => each.lock.epoch)));
+    it.lock = { status: "held", epoch, ttl, last: session_id };
     tell("worktree", id, type);
     lease(`worktree/${id}`, it.lock.epoch, ttl);
     return { epoch: it.lock.epoch, expires_at: iso(now + ttl) };
@@ -635,8 +638,9 @@ export function world() {
       Object.assign(it, { status, waiting_for });
       tell("session", session_id, "status_reported");
     },
-    "session.resume"({ session_id, ttl_ms: ttl = TTL }: Id<"session"> & { ttl_ms?: number }) {
+    "session.resume"({ session_id, ttl_ms }: Id<"session"> & { ttl_ms?: number }) {
       const it = sessions.get(session_id)!;
+      const ttl = ttl_ms ?? it.ttl;
       open(it.workspace_id, it.project_id);
       if (it.status !== "lost") never(it, "running");
       Object.assign(it, { status: "running", epoch: it.epoch + 1, ttl });
@@ -733,7 +737,7 @@ export function world() {
       if (last !== session_id && status === "held")
         no("worktree.writer_held", held(last!, epoch, `worktree/${worktree_id}`));
       if (last !== session_id) staleLock(epoch, it);
-      if (status !== "free") unlock(worktree_id, "writer_released");
+      if (status !== "free" && it.status !== "removed") unlock(worktree_id, "writer_released");
     },
     "worktree.steal_writer"(given: Id<"worktree"> & Id<"session"> & { expected_epoch: number }) {
       const { worktree_id, session_id, expected_epoch } = given;
@@ -893,8 +897,9 @@ export function world() {
     "task.expire_claim"({ task_id, epoch }: Claim) {
       const it = tasks.get(task_id)!;
       if (it.holder === undefined || it.epoch !== epoch) return;
+      const worked = it.status === "running";
       giveBack(task_id, "expired");
-      if (it.attempts.length >= it.max_attempts) fail(task_id, "claim_expired");
+      if (worked && it.attempts.length >= it.max_attempts) fail(task_id, "claim_expired");
     },
     "task.leave"({ task_id, session_id }: Id<"task"> & Id<"session">) {
       if (tasks.get(task_id)!.holder === session_id) giveBack(task_id, "released");

@@ -10,6 +10,7 @@ import { project } from "../../src/domain/project.ts";
 import { session } from "../../src/domain/session.ts";
 import { task } from "../../src/domain/task.ts";
 import { workspace } from "../../src/domain/workspace.ts";
+import { wireTime } from "../../src/kernel/clock.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import type { Outcome } from "../../src/kernel/execute.ts";
 import type { Problem } from "../../src/kernel/problems.ts";
@@ -493,6 +494,55 @@ describe("claim", () => {
     expect(it.query<Ids>("task.ready").items.map((each) => each.task_id)).toEqual([subject.id]);
     expect(receiptOf(it.run("task.claim", { filter: {}, session_id: S })).subject).toEqual(subject);
   });
+
+  test("a task that was made while the clock was ahead brings nobody's time nearer", () => {
+    const it = kernel();
+    it.tell(world);
+    const year = 365 * 86_400_000;
+    it.clock.forward(year);
+    const { subject } = receiptOf(it.run("task.create", { project_id: P, title: "a", priority: 1 }));
+    it.clock.forward(-year);
+    const not_before = "2026-06-01T00:00:00.000Z";
+    const june = receiptOf(it.run("task.create", { project_id: P, title: "June", priority: 0, not_before }));
+    expect(problemOf(it.run("task.claim", { task_id: june.subject.id, session_id: S })).details).toEqual({
+      unmet: [],
+      not_before,
+    });
+    expect(receiptOf(it.run("task.claim", { filter: {}, session_id: S })).subject).toEqual(subject);
+    expect(problemOf(it.run("task.claim", { filter: {}, session_id: S })).details).toEqual({
+      next_at: not_before,
+    });
+  });
+
+  test("those whose time had to come stand among the others by when it came", () => {
+    const it = kernel();
+    it.tell(world);
+    const names: string[] = [];
+    for (let n = 0; n < 12; n++) {
+      it.clock.forward(60_000);
+      // Every other one waits for a minute and a half: it comes after the one that is made after it.
+      const not_before = wireTime(it.clock.now() + 90_000);
+      const made = { project_id: P, title: `${n}`, ...(n % 2 === 0 && { not_before }) };
+      names.push(receiptOf(it.run("task.create", made)).subject.id);
+    }
+    const due = ["1", "0", "3", "2", "5", "4", "7", "6", "9", "8", "11"].map((n) => names[Number(n)]!);
+    for (const limit of [1, 3, 100]) {
+      const found: string[] = [];
+      for (let cursor: string | null | undefined; cursor !== null; ) {
+        const page = it.query<Ids & { next: string | null }>("task.ready", {
+          limit,
+          ...(cursor !== undefined && { cursor }),
+        });
+        found.push(...page.items.map((each) => each.task_id));
+        cursor = page.next;
+      }
+      expect(found).toEqual(due);
+    }
+    const claimed = due.map(() => receiptOf(it.run("task.claim", { filter: {}, session_id: S })).subject.id);
+    expect(claimed).toEqual(due);
+    it.clock.forward(60_000);
+    expect(receiptOf(it.run("task.claim", { filter: {}, session_id: S })).subject.id).toBe(names[10]!);
+  });
 });
 
 describe("the end of a claim", () => {
@@ -573,6 +623,15 @@ describe("the end of a claim", () => {
           claim: null,
         });
       }
+  });
+
+  test("of a task that is stopped, in its last attempt too: it waits on, for nobody has failed at it", () => {
+    const about = given(task, ...world, made(T, { max_attempts: 1 }), claimed(), blocked("approval"));
+    about
+      .when("expire_claim", { task_id: T, epoch: 1 })
+      .thenEvents(its("claim_expired", { session_id: S, epoch: 1 }));
+    about.when("unblock", { task_id: T }).thenEvents(its("unblocked", {}));
+    expect(about.kernel.query("task.get", { task_id: T })).toMatchObject({ status: "queued", claim: null });
   });
 
   test("a claim that is over, or another's, is not ended again", () => {

@@ -535,6 +535,40 @@ describe("attach and detach", () => {
 });
 
 describe("the writer lock", () => {
+  test("begins above every epoch that was given out at its place before: none is good twice", () => {
+    const again = about(worktree, T2, inW);
+    const elsewhere = about(worktree, uuid(40), inW);
+    const it = given(
+      worktree,
+      ...world,
+      elsewhere("registered", { ...place, host: "there" }),
+      elsewhere("writer_locked", { session_id: C, epoch: 70, ttl_ms: 60_000 }),
+      elsewhere("removed", {}),
+      t("registered", place),
+      attached(A),
+      locked(A, 6),
+      released(A, 6),
+      t("detached", { session_id: A }),
+      t("removed", {}),
+      again("registered", place),
+      again("attached", { session_id: B, mode: "write" }),
+    );
+    it.when("lock_writer", { worktree_id: T2, session_id: B }).thenEvents(
+      again("writer_locked", { session_id: B, epoch: 7, ttl_ms: 300_000 }),
+    );
+    expect(it.kernel.queryRefused("worktree.check", { path: place.path, epoch: 6 })).toMatchObject({
+      reason: "worktree.stale_epoch",
+      details: { epoch: 6, current: 7 },
+    });
+  });
+
+  test("of a worktree that is gone is given back by nobody", () => {
+    const gone = [locked(A, 1), expired(A, 1), t("detached", { session_id: A }), t("removed", {})];
+    given(worktree, ...world, t("registered", place), attached(A), ...gone)
+      .when("release_writer", { ...one, session_id: A, epoch: 1 })
+      .thenEvents();
+  });
+
   /** Each state it can be in, with the last epoch and who had it. */
   const states = {
     "free, never held": { facts: [], epoch: 0, last: undefined, holds: false },

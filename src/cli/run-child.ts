@@ -56,7 +56,7 @@ const REST_MS = 2_000;
 const FOLDER_HINT =
   "'mp worktree reconcile PATH' looks whether it is back, 'mp worktree remove PATH' takes it off the list";
 
-/** The keys that a terminal makes signals of, as long as nobody has chosen others: Ctrl-C and Ctrl-\\. */
+/** The keys that a terminal makes signals of, as long as nobody has chosen others: Ctrl-C and Ctrl-\. */
 const TYPED: ReadonlyMap<number, NodeJS.Signals> = new Map([
   [0x03, "SIGINT"],
   [0x1c, "SIGQUIT"],

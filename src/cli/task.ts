@@ -1,29 +1,16 @@
 /**
  * `mp task` beyond its registry (SPEC §8, §12): waiting for work, the ready queue as a queue, one task in sentences.
  *
- * Waiting never polls: it hears the log from before its first try, so nothing that becomes ready is missed; each event
- * that can make a task ready leads to one more try, and of several that wait one wins and the others go on waiting.
+ * How it waits is in waiting.ts; here is only whose events count for a claim.
  */
-import type { TailFrame } from "../client/tail.ts";
-import type { Target } from "../client/transport.ts";
-import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { spanOf } from "../kernel/span.ts";
+import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
 import { commandVerb, type Page, queryVerb, tell, withoutPosition } from "./domain.ts";
-import { INTERRUPTED, TERMINATED } from "./exit.ts";
-import { daemonLink, type Link, type Sent } from "./link.ts";
+import { daemonLink, type Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { type Values, wantedBy } from "./payload.ts";
 import { surface } from "./surface.ts";
-
-/** A clock that runs before the daemon's must not make it try without pause. */
-const SOONEST_MS = 100;
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
-
-/** What a claim is refused with that time may mend. */
-const PASSING = new Set(["task.none_ready", "task.not_ready", "task.already_claimed"]);
-/** Events that only take away: nothing becomes ready by them. */
-const TAKING = new Set(["task.claimed", "task.blocked", "task.paused", "task.dependency_added"]);
+import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
 
 /** The verbs of tasks that are not derived, or show more. */
 export function taskVerbs(): Readonly<Record<string, Verb>> {
@@ -47,12 +34,7 @@ function claimVerb(): Verb {
     "Claim a task for a session: TASK, or the most urgent one that is ready, of those that the flags leave.",
     {
       ...wanted.args,
-      wait: {
-        type: "string",
-        format: "limit",
-        valueHint: "TIME",
-        description: "wait so long for one that can be claimed",
-      },
+      wait: waitArg("wait so long for one that can be claimed"),
       ...changing,
       ...asking,
     },
@@ -62,11 +44,15 @@ function claimVerb(): Verb {
       if (isProblem(filled)) return filled;
       // Without TASK, and without anything that narrows it: any of the session's workspace.
       const payload = "task_id" in filled || "filter" in filled ? filled : { ...filled, filter: {} };
-      const wait = values.wait as number | undefined;
+      const wait_ms = values.wait as number | undefined;
       const receipt =
-        wait === undefined
+        wait_ms === undefined
           ? await link.send("task.claim", payload)
-          : await waitFor(link, payload, wait, out, daemonLink(withoutOwn(values)));
+          : await sendOnceFree(link, "task.claim", payload, await wishOf(link, payload), {
+              wait_ms,
+              out,
+              values,
+            });
       if (typeof receipt === "number" || isProblem(receipt)) return receipt;
       return tell(receipt, { values, link, out, wanted });
     },
@@ -86,145 +72,20 @@ function claimVerb(): Verb {
   );
 }
 
-/** What was said about the claim alone. */
-function withoutOwn(values: Parameters<typeof daemonLink>[0]): Parameters<typeof daemonLink>[0] {
-  const { key: _, "expected-version": __, ...rest } = values;
-  return rest;
-}
-
-/** Why a wait is over before anything was claimed. */
-type Over = "timeout" | "SIGINT" | "SIGTERM";
-
-/** Claim as soon as it can be done. */
-async function waitFor(
-  link: Link,
-  payload: Values,
-  wait_ms: number,
-  out: Output,
-  /** For what undoes it: the claim's key and expected version are not its own. */
-  back: Link,
-): Promise<Sent | Problem | number> {
-  const target = await link.address();
-  if (isProblem(target)) return target;
-  const scope = await scopeOf(link, payload);
-  if (isProblem(scope)) return scope;
-  const waiting = new Waiting(target, scope, wait_ms);
-  try {
-    let told = false;
-    for (;;) {
-      const woken = await waiting.next();
-      if (isProblem(woken)) return woken;
-      if (woken === "timeout") return late(waiting.refused, wait_ms);
-      if (woken !== "try") return woken === "SIGINT" ? INTERRUPTED : TERMINATED;
-      const receipt = await link.send("task.claim", payload);
-      if (isProblem(receipt)) {
-        if (!PASSING.has(receipt.reason ?? "")) return receipt;
-        waiting.refusedWith(receipt);
-        if (!told && out.terminal && !out.asJson) await note("waiting for a task; Ctrl-C ends it");
-        told = true;
-        continue;
-      }
-      if (waiting.over === undefined || waiting.over === "timeout") return receipt;
-      // Whoever pressed Ctrl-C has no use for it: others have.
-      const { task_id, epoch } = receipt.result;
-      await back.send("task.release", { task_id, epoch, reason: "interrupted" });
-      return waiting.over === "SIGINT" ? INTERRUPTED : TERMINATED;
-    }
-  } finally {
-    waiting.end();
-  }
-}
-
-/** Whose events count: those of the project, or of the workspace that the session is in. */
-async function scopeOf(link: Link, { session_id, filter }: Values): Promise<object | Problem> {
+/** Those of the project, or of the workspace that the session is in. */
+async function wishOf(link: Link, { session_id, filter }: Values): Promise<Wish | Problem> {
   const { project_id } = (filter ?? {}) as { project_id?: string };
-  if (project_id !== undefined) return { project_id };
-  const session = await link.ask("session.get", { session_id });
+  const session = project_id === undefined ? await link.ask("session.get", { session_id }) : undefined;
   if (isProblem(session)) return session;
-  return { workspace_id: (session as { workspace_id: string }).workspace_id };
-}
-
-function late(refused: Problem | undefined, wait_ms: number): Problem {
-  const why = refused ? `: ${refused.detail}` : "";
-  return problem("timeout", `nothing could be claimed within ${spanOf(wait_ms)}${why}`, {
-    hint: "wait longer, or 'mp task ready' and 'mp task list --status running' show what there is",
-    ...(refused?.details && { details: refused.details }),
-  });
-}
-
-/** What to wait for: news of the log, a time, an end. */
-class Waiting {
-  readonly #stop = new AbortController();
-  readonly #deadline: Timer;
-  #alarm: Timer | undefined;
-  #wake: (() => void) | undefined;
-  /** Something has happened since the last try. */
-  #news = false;
-  #failed: Problem | undefined;
-  over: Over | undefined;
-  refused: Problem | undefined;
-
-  constructor(target: Target, scope: object, wait_ms: number) {
-    this.#deadline = setTimeout(() => this.#finish("timeout"), Math.min(wait_ms, LONGEST_TIMER_MS));
-    // Once each: a second Ctrl-C ends the process at once.
-    process.once("SIGINT", () => this.#finish("SIGINT"));
-    process.once("SIGTERM", () => this.#finish("SIGTERM"));
-    void this.#listen(target, scope);
-  }
-
-  async #listen(target: Target, scope: object): Promise<void> {
-    const { tail } = await import("../client/tail.ts");
-    const filter = { types: ["task.*"], ...scope };
-    for await (const frame of tail(target, { filter, signal: this.#stop.signal })) this.#heard(frame);
-  }
-
-  #heard(frame: TailFrame): void {
-    if (frame.kind === "end") this.#failed = frame.problem;
-    // The first greeting is the leave to try; a later one comes after a connection was lost, or the daemon restarted.
-    else if (frame.kind === "event" ? !TAKING.has(frame.event.event_type) : frame.kind === "hello")
-      this.#news = true;
-    else return;
-    this.#wake?.();
-  }
-
-  #finish(over: Over): void {
-    this.over ??= over;
-    this.#wake?.();
-  }
-
-  /** Remember why it could not be claimed, and when that passes by itself. */
-  refusedWith(refused: Problem): void {
-    this.refused = refused;
-    const { next_at, not_before, expires_at } = (refused.details ?? {}) as Record<string, unknown>;
-    const at = next_at ?? not_before ?? expires_at;
-    clearTimeout(this.#alarm);
-    if (typeof at !== "string") return;
-    const ms = Math.max(SOONEST_MS, Date.parse(at) - Date.now());
-    this.#alarm = setTimeout(
-      () => {
-        this.#news = true;
-        this.#wake?.();
-      },
-      Math.min(ms, LONGEST_TIMER_MS),
-    );
-  }
-
-  /** Wait until there is a reason to try, or none to go on. */
-  async next(): Promise<"try" | Over | Problem> {
-    while (!this.#news && this.over === undefined && this.#failed === undefined)
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    if (this.#failed || this.over) return this.#failed ?? this.over!;
-    this.#news = false;
-    return "try";
-  }
-
-  end(): void {
-    clearTimeout(this.#deadline);
-    clearTimeout(this.#alarm);
-    this.#stop.abort();
-  }
+  const scope =
+    project_id === undefined
+      ? { workspace_id: (session as { workspace_id: string }).workspace_id }
+      : { project_id };
+  return {
+    kind: "task",
+    filter: { types: ["task.*"], ...scope },
+    undo: ({ result: { task_id, epoch } }) => ["task.release", { task_id, epoch, reason: "interrupted" }],
+  };
 }
 
 const QUEUE: readonly Column[] = [

@@ -1,5 +1,6 @@
 /**
- * `mp worktree` beyond its registry (SPEC §8, §12): `check` for hooks, and verbs that say what git made of them.
+ * `mp worktree` beyond its registry (SPEC §8, §12): `check` for hooks, waiting for the lock, and verbs that say what git made
+ * of them.
  *
  * The receipt of create, remove and reconcile is an intent: git runs outside the writer, and what came of it is another
  * event. These verbs end when that is known, and say it. `check` never starts a daemon in an empty home only to hear
@@ -8,13 +9,14 @@
 import { existsSync } from "node:fs";
 import { paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { asking, type Ending, type Verb, verb } from "./command.ts";
-import { type Answered, commandVerb, withoutPosition } from "./domain.ts";
+import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
+import { type Answered, commandVerb, tell, withoutPosition } from "./domain.ts";
 import { carried } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { isTerminal, note, type Output } from "./output.ts";
 import { wantedBy } from "./payload.ts";
 import { surface } from "./surface.ts";
+import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
 
 interface Row {
   readonly worktree_id: string;
@@ -66,6 +68,9 @@ export function worktreeVerbs(): Readonly<Record<string, Verb>> {
     },
     get reconcile() {
       return settling("worktree.reconcile", ["mp worktree reconcile ../core-fix"]);
+    },
+    get "lock-writer"() {
+      return lockVerb();
     },
     get check() {
       return checkVerb();
@@ -150,6 +155,51 @@ async function outcome(
 
 async function rowOf(link: Link, worktree_id: string): Promise<Row | Problem> {
   return (await link.ask("worktree.get", { worktree_id })) as Row | Problem;
+}
+
+function lockVerb(): Verb {
+  const { meta, more } = commandVerb("worktree.lock_writer");
+  const wanted = wantedBy(surface(), "worktree.lock_writer");
+  return verb(
+    (meta as { description: string }).description,
+    {
+      ...wanted.args,
+      wait: waitArg("wait so long for the lock while another session holds it"),
+      ...changing,
+      ...asking,
+    },
+    async (values, { out }): Promise<Ending> => {
+      const link = daemonLink(values);
+      const payload = await wanted.fill(link, values, out.env);
+      if (isProblem(payload)) return payload;
+      const { worktree_id, session_id } = payload;
+      const wish: Wish = {
+        kind: "lock",
+        filter: { streams: [`worktree/${worktree_id}`] },
+        undo: ({ result: { epoch } }) => ["worktree.release_writer", { worktree_id, session_id, epoch }],
+      };
+      const wait_ms = values.wait as number | undefined;
+      const receipt =
+        wait_ms === undefined
+          ? await link.send("worktree.lock_writer", payload)
+          : await sendOnceFree(link, "worktree.lock_writer", payload, wish, { wait_ms, out, values });
+      return typeof receipt === "number" || isProblem(receipt)
+        ? receipt
+        : tell(receipt, { values, link, out, wanted });
+    },
+    {
+      ...more,
+      notes: [
+        "--wait hears when the lock is given back or runs out, and takes it then; exit code 7 when it was not free in time, 130",
+        "after Ctrl-C.",
+        ...(more.notes ?? []),
+      ],
+      examples: [
+        ...(more.examples ?? []),
+        "mp worktree lock-writer ../core-fix --session SESSION --wait 10m",
+      ],
+    },
+  );
 }
 
 function checkVerb(): Verb {

@@ -9,6 +9,8 @@ import type { Stored } from "../kernel/log.ts";
 export type BlobChange =
   /** The file is there. */
   | { readonly what: "add"; readonly digest: string; readonly size: number }
+  /** The file is there and had lost its row. */
+  | { readonly what: "find"; readonly digest: string; readonly size: number; readonly stored_at: number }
   /** Nobody wants the bytes, as far as was seen: forget them unless an artifact has them by now. */
   | { readonly what: "release"; readonly digest: string; readonly stored_at: number }
   /** The file is gone. */
@@ -39,12 +41,13 @@ export class Blobs {
 
   #change(change: BlobChange, now: number, readable: boolean): boolean {
     const { digest } = change;
-    if (change.what === "add") {
+    if (change.what === "add" || change.what === "find") {
       const { changes: added } = this.db
         .query("INSERT OR IGNORE INTO blobs (digest, size, stored_at) VALUES (?, ?, ?)")
-        .run(digest, change.size, now);
+        .run(digest, change.size, change.what === "find" ? Math.min(change.stored_at, now) : now);
       // Sent once more: whoever did it has all the time again to register them.
-      if (added === 0) this.db.query("UPDATE blobs SET stored_at = ? WHERE digest = ?").run(now, digest);
+      if (added === 0 && change.what === "add")
+        this.db.query("UPDATE blobs SET stored_at = ? WHERE digest = ?").run(now, digest);
       return added > 0;
     }
     if (change.what === "release" && (!readable || this.#wanted(digest))) return false;
@@ -60,8 +63,21 @@ export class Blobs {
     );
   }
 
+  /** Whether bytes were sent again after the last artifact of them was registered: they wait for the next one. */
+  #sentAgain(digest: string): boolean {
+    const found = this.db
+      .query<{ stored_at: number; registered_at: string | null }, [string]>(
+        `SELECT stored_at,
+           (SELECT a.created_at FROM artifacts a WHERE a.digest = b.digest AND a.status = 'expired'
+            ORDER BY a.artifact_id DESC LIMIT 1) AS registered_at
+         FROM blobs b WHERE digest = ?`,
+      )
+      .get(digest);
+    return found !== null && found.stored_at > Date.parse(found.registered_at ?? "");
+  }
+
   /**
-   * Artifacts have expired: forget the bytes that no other artifact has.
+   * Artifacts have expired: forget the bytes that no other artifact has, unless they were sent again meanwhile.
    * @param events what was just committed
    * @returns the digests that were forgotten
    */
@@ -79,6 +95,7 @@ export class Blobs {
         [...digests].filter(
           (digest) =>
             !this.#wanted(digest) &&
+            !this.#sentAgain(digest) &&
             this.db.query("DELETE FROM blobs WHERE digest = ?").run(digest).changes > 0,
         ),
       )

@@ -3,12 +3,13 @@
  *
  * Always holds: bytes can be seen only when their row is in `blobs`; the row is written after the file is durable and deleted
  * before the file is; what is done to one digest is done in turn; a path is made only of checked hexadecimal digits. What a
- * crash leaves behind (drafts, files without a row, rows without a file) the sweep takes away. What bytes are, and whether
- * anybody wants them, is the log's to say (domain/artifact.ts) and the writer's to decide (blobs.ts).
+ * crash leaves behind (drafts, files without a row, rows without a file) the sweep takes away, never a file that an artifact
+ * has: that gets its row again. What bytes are, and whether anybody wants them, is the log's to say (domain/artifact.ts) and
+ * the writer's to decide (blobs.ts).
  */
 import type { Database } from "bun:sqlite";
 import { existsSync, mkdirSync, renameSync } from "node:fs";
-import { type FileHandle, mkdir, open, readdir, rename, unlink } from "node:fs/promises";
+import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { reject } from "../kernel/aggregate.ts";
 import { refusal } from "../kernel/execute.ts";
@@ -46,6 +47,8 @@ interface Parts {
   readonly unregistered_ms?: number;
   /** Milliseconds since the epoch. */
   readonly now?: () => number;
+  /** Makes the names in a folder durable. */
+  readonly sync?: (folder: string) => Promise<void>;
 }
 
 /** Bytes that are in the store. */
@@ -61,9 +64,12 @@ interface Seen {
   readonly stored_at: number;
   /** 1 when an artifact that has not expired has these bytes. */
   readonly wanted: number;
-  /** When the last artifact of these bytes expired, RFC 3339. */
-  readonly expired_at: string | null;
+  /** When the last artifact of these bytes that has expired was registered, RFC 3339. */
+  readonly registered_at: string | null;
 }
+
+/** Where a file of the store is, as far as can be seen. */
+type Look = "there" | "gone" | "unseen";
 
 export class Store {
   readonly #parts: Parts;
@@ -74,6 +80,8 @@ export class Store {
   readonly #underWay = new Set<string>();
   /** The end of what is done to each digest, by its hexadecimal digits. */
   readonly #turns = new Map<string, Promise<unknown>>();
+  /** The folders whose names are known to be durable. */
+  readonly #durable = new Set<string>();
   #closed = false;
   #sweeping: Promise<void> | undefined;
   #timer: ReturnType<typeof setInterval> | undefined;
@@ -213,11 +221,17 @@ export class Store {
     const path = this.#pathOf(hex);
     const folder = dirname(path);
     const made = await mkdir(folder, { recursive: true, mode: 0o700 });
+    for (let at = folder; made !== undefined && at !== dirname(made); at = dirname(at))
+      this.#durable.delete(at);
     await rename(draft, path);
+    const { sync = synced } = this.#parts;
     await sync(folder);
-    // A new folder is as durable as its name in the one above.
-    for (let above = folder; made !== undefined && above !== dirname(made); above = dirname(above))
-      await sync(dirname(above));
+    // A folder is as durable as its name in the one above, also one that another upload has only just made.
+    for (let at = folder; at !== dirname(this.#files); at = dirname(at)) {
+      if (this.#durable.has(at)) continue;
+      await sync(dirname(at));
+      this.#durable.add(at);
+    }
     const created = await this.#parts.change({ what: "add", digest, size });
     if (!isProblem(created)) return { digest, size, created };
     // Whether there is a row now, the next start finds out.
@@ -231,14 +245,53 @@ export class Store {
     for (const prefix of await namesIn(this.#files))
       for (const name of await namesIn(join(this.#files, prefix))) {
         if (this.#closed) return;
-        if (HEX.test(name) && name.startsWith(prefix) && !this.#stored(name)) await this.#drop(name);
+        if (HEX.test(name) && name.startsWith(prefix) && !this.#stored(name)) await this.#leftover(name);
       }
+    let unseen = 0;
     for (let after = ""; ; ) {
       const rows = this.#closed ? [] : this.#seen(after);
-      await Promise.all(rows.map((row) => this.#sweepRow(row)));
-      if (rows.length < SWEPT) return;
+      const swept = await Promise.all(rows.map((row) => this.#sweepRow(row)));
+      unseen += swept.filter((look) => look === "unseen").length;
+      if (rows.length < SWEPT) break;
       after = rows.at(-1)!.digest;
     }
+    if (unseen > 0)
+      this.#parts.warning(`${unseen} files of the artifact store cannot be looked at: is their folder away?`);
+  }
+
+  /** A file without a row: given its row again when an artifact has its bytes, else taken away. */
+  async #leftover(hex: string): Promise<void> {
+    if (this.#wanted(hex) !== true) return this.#drop(hex);
+    const { change, warning } = this.#parts;
+    const digest = `sha256:${hex}`;
+    await this.#inTurn(hex, async () => {
+      if (this.#closed || this.#stored(hex)) return;
+      try {
+        const path = this.#pathOf(hex);
+        const { mtimeMs } = await stat(path);
+        const { digest: actual, size } = await this.#hashed(path);
+        if (this.#closed) return;
+        if (actual !== digest) warning(`the file of ${digest} has other bytes: they should be sent again`);
+        // As old as the file, which is as old as its sending: found again is not sent again.
+        else if ((await change({ what: "find", digest, size, stored_at: Math.floor(mtimeMs) })) === true)
+          warning(`the bytes of ${digest} are in the store again`);
+      } catch (error) {
+        if (codeOf(error) === "") throw error;
+        warning(`the file of ${digest} cannot be read: ${codeOf(error)}`);
+      }
+    });
+  }
+
+  /** What a file has in it, as far as it was read when the store is closed. */
+  async #hashed(path: string): Promise<Stored> {
+    const hash = new Bun.CryptoHasher("sha256");
+    let size = 0;
+    for await (const part of Bun.file(path).stream()) {
+      if (this.#closed) break;
+      hash.update(part);
+      size += part.length;
+    }
+    return { digest: `sha256:${hash.digest("hex")}`, size };
   }
 
   #seen(after: string): Seen[] {
@@ -246,27 +299,47 @@ export class Store {
       .query<Seen, [string, number]>(
         `SELECT digest, stored_at,
            EXISTS (SELECT 1 FROM artifacts a WHERE a.digest = b.digest AND a.status = 'available') AS wanted,
-           (SELECT max(a.expired_at) FROM artifacts a WHERE a.digest = b.digest AND a.status = 'expired') AS expired_at
+           (SELECT a.created_at FROM artifacts a WHERE a.digest = b.digest AND a.status = 'expired'
+            ORDER BY a.artifact_id DESC LIMIT 1) AS registered_at
          FROM blobs b WHERE digest > ? ORDER BY digest LIMIT ?`,
       )
       .all(after, SWEPT);
   }
 
-  async #sweepRow({ digest, stored_at, wanted, expired_at }: Seen): Promise<void> {
-    if (this.#closed) return;
+  /** Let go of bytes that are gone or that nobody wants; told is where the others are. */
+  async #sweepRow({ digest, stored_at, wanted, registered_at }: Seen): Promise<Look | undefined> {
+    if (this.#closed) return undefined;
     const { change, warning, now = Date.now, unregistered_ms = UNREGISTERED_MS } = this.#parts;
     const hex = DIGEST.exec(digest)![1]!;
-    if (!existsSync(this.#pathOf(hex))) {
+    const look = await this.#look(hex);
+    if (look === "gone") {
       const lost = await this.#inTurn(hex, async () =>
-        existsSync(this.#pathOf(hex)) ? false : change({ what: "lose", digest, stored_at }),
+        (await this.#look(hex)) === "gone" ? change({ what: "lose", digest, stored_at }) : false,
       );
       if (lost === true) warning(`the bytes of ${digest} are not in the store any more`);
-      return;
+      return undefined;
     }
-    // Sent again after the last artifact expired, they wait for the next one.
-    const over = expired_at !== null && Date.parse(expired_at) >= stored_at;
-    if (wanted === 1 || !(over || stored_at < now() - unregistered_ms)) return;
+    // Sent again after the last artifact was registered, they wait for the next one.
+    const over = registered_at !== null && Date.parse(registered_at) >= stored_at;
+    if (wanted === 1 || !(over || stored_at < now() - unregistered_ms)) return look;
     if ((await change({ what: "release", digest, stored_at })) === true) await this.#drop(hex);
+    return undefined;
+  }
+
+  /** Where a file is. Of a folder that is away, or of a disk that fails, nothing can be said of its files. */
+  async #look(hex: string): Promise<Look> {
+    const path = this.#pathOf(hex);
+    try {
+      await stat(path);
+      return "there";
+    } catch (error) {
+      if (codeOf(error) !== "ENOENT") return "unseen";
+    }
+    try {
+      return (await readdir(dirname(path))).includes(hex) ? "unseen" : "gone";
+    } catch {
+      return "unseen"; // for whatever reason
+    }
   }
 
   /** Remove a file that has no row. */
@@ -275,7 +348,7 @@ export class Store {
   }
 
   async #removeUnlessStored(hex: string): Promise<void> {
-    if (this.#closed || this.#stored(hex)) return;
+    if (this.#closed || this.#stored(hex) || this.#wanted(hex) !== false) return;
     const gone = join(this.#drafts, crypto.randomUUID());
     // In one step with the look above: whoever found the file before has opened it by now. Removing takes its time.
     try {
@@ -300,6 +373,17 @@ export class Store {
 
   #stored(hex: string): boolean {
     return this.#parts.db.query("SELECT 1 FROM blobs WHERE digest = ?").get(`sha256:${hex}`) !== null;
+  }
+
+  /** Whether an artifact has these bytes; undefined while the read model that knows it has stopped. */
+  #wanted(hex: string): boolean | undefined {
+    const { wanted, known } = this.#parts.db
+      .query<{ wanted: number; known: number }, [string]>(
+        `SELECT EXISTS (SELECT 1 FROM artifacts WHERE digest = ? AND status = 'available') AS wanted,
+           EXISTS (SELECT 1 FROM projections WHERE name = 'artifact' AND error IS NULL) AS known`,
+      )
+      .get(`sha256:${hex}`)!;
+    return wanted === 1 ? true : known === 1 ? false : undefined;
   }
 
   #pathOf(hex: string): string {
@@ -368,7 +452,7 @@ async function write(file: FileHandle, bytes: Uint8Array): Promise<void> {
 }
 
 /** Make the names in a folder durable. */
-async function sync(folder: string): Promise<void> {
+async function synced(folder: string): Promise<void> {
   if (process.platform === "win32") return;
   const handle = await open(folder, "r");
   try {
@@ -378,13 +462,13 @@ async function sync(folder: string): Promise<void> {
   }
 }
 
-/** What is in a folder; nothing when it is not there, or is none. */
+/** What is in a folder; nothing when it is not there, is none or cannot be read. */
 async function namesIn(folder: string): Promise<string[]> {
   try {
     return await readdir(folder);
   } catch (error) {
-    if (["ENOENT", "ENOTDIR"].includes(codeOf(error))) return [];
-    throw error;
+    if (codeOf(error) === "") throw error;
+    return [];
   }
 }
 

@@ -4,7 +4,18 @@
  */
 import { Database } from "bun:sqlite";
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { WriteQueue } from "../../src/daemon/queue.ts";
@@ -139,6 +150,39 @@ describe("an upload", () => {
         details: { max_bytes: 8 },
       });
     expect([drafts(), rows()]).toEqual([[], [digestOf("12345678")]]);
+  });
+
+  test("into a folder that another has just made is as durable as that", async () => {
+    const held = Promise.withResolvers<void>();
+    const begun: string[] = [];
+    const ended: string[] = [];
+    const it = await opened({
+      async sync(folder) {
+        begun.push(folder);
+        if (begun.length === 1) await held.promise;
+        ended.push(folder);
+      },
+    });
+    const pair = new Map<string, string>();
+    let [first, second] = ["", ""];
+    for (let n = 0; second === ""; n += 1) {
+      const before = pair.get(digestOf(`${n}`).slice(7, 9));
+      if (before !== undefined) [first, second] = [before, `${n}`];
+      pair.set(digestOf(`${n}`).slice(7, 9), `${n}`);
+    }
+    const folder = dirname(it.file(digestOf(first)));
+    const one = it.keep(first);
+    await waitFor(() => begun.length === 1, { what: "the first to make the folder" });
+    await it.keep(second);
+    // The first has not come to it: the second has seen to it by itself.
+    expect(begun.filter((each) => each === dirname(folder)).length).toBeGreaterThan(0);
+    held.resolve();
+    await one;
+    expect(new Set(ended)).toEqual(new Set([folder, dirname(folder), it.artifacts]));
+    // What is known to be durable is not asked for again.
+    const known = begun.length;
+    await it.keep(first);
+    expect(begun.slice(known)).toEqual([folder]);
   });
 
   test("of another length than was told is refused, and leaves nothing", async () => {
@@ -295,6 +339,59 @@ describe("the sweep", () => {
     expect(await it.store.put(digest, streamOf("lost"), undefined)).toMatchObject({ created: true });
   });
 
+  test("never takes away what an artifact has: it gets its row again, once its bytes are looked at", async () => {
+    const it = await opened();
+    const [wanted, changed, loose] = [
+      await it.keep("wanted"),
+      await it.keep("changed"),
+      await it.keep("loose"),
+    ];
+    const artifact_id = await it.register("wanted");
+    await it.register("changed");
+    const all = [wanted, changed, loose].map((digest) => it.file(digest));
+    for (const path of all) renameSync(path, `${path}.away`);
+    await it.store.sweep();
+    expect(it.rows()).toEqual([]);
+    for (const path of all) renameSync(`${path}.away`, path);
+    writeFileSync(it.file(changed), "Changed");
+    const before = new Date("2026-01-02T03:04:05Z");
+    utimesSync(it.file(wanted), before, before);
+    it.told.length = 0;
+    await it.again().sweep();
+    expect(it.rows()).toEqual([wanted]);
+    expect(it.row(wanted).stored_at).toBe(before.getTime());
+    expect([existsSync(it.file(changed)), existsSync(it.file(loose))]).toEqual([true, false]);
+    expect(it.told.sort()).toEqual([
+      expect.stringMatching(`the bytes of ${wanted} are in the store again`),
+      expect.stringMatching(`the file of ${changed} has other bytes`),
+    ]);
+    expect(it.store.find(wanted)).toMatchObject({ size: 6 });
+    // What was found again goes with its artifact as if it had never been away.
+    await it.run("artifact.expire", { artifact_id });
+    await waitFor(() => !existsSync(it.file(wanted)), { what: "the file to be removed" });
+    expect(it.rows()).toEqual([]);
+  });
+
+  test("says nothing of files whose folder is away or cannot be read, except that it is", async () => {
+    const it = await opened();
+    const digest = await it.keep("precious");
+    await it.register("precious");
+    const files = join(it.artifacts, "sha256");
+    renameSync(files, `${files}.away`);
+    await it.again().sweep();
+    symlinkSync(files, files);
+    await it.again().sweep();
+    expect(it.rows()).toEqual([digest]);
+    expect(it.told).toEqual(
+      [1, 2].map(() => expect.stringContaining("1 files of the artifact store cannot")),
+    );
+    unlinkSync(files);
+    renameSync(`${files}.away`, files);
+    await it.again().sweep();
+    expect(it.store.find(digest)).toMatchObject({ size: 8 });
+    expect(it.told).toHaveLength(2);
+  });
+
   test("takes away what nobody has registered in a day, and nothing before", async () => {
     let now = Date.now();
     const it = await opened({ now: () => now });
@@ -338,6 +435,27 @@ describe("the sweep", () => {
     expect([it.rows(), existsSync(it.file(digest)), it.told]).toEqual([[], false, []]);
   });
 
+  test("leaves what was sent again before another artifact of the same bytes expired, for its day", async () => {
+    let now = Date.now();
+    const it = await opened({ now: () => now });
+    const digest = await it.keep("same");
+    const artifact_id = await it.register("same");
+    // It must be told apart from what was sent for the first artifact.
+    const registered = Date.now();
+    await waitFor(() => Date.now() > registered, { what: "the next millisecond" });
+    expect(await it.store.put(digest, streamOf("same"), 4)).toMatchObject({ created: false });
+    await it.run("artifact.expire", { artifact_id });
+    await it.store.sweep();
+    expect([it.rows(), existsSync(it.file(digest))]).toEqual([[digest], true]);
+    const again = await it.register("same");
+    await it.run("artifact.expire", { artifact_id: again });
+    await waitFor(() => !existsSync(it.file(digest)), { what: "the file to be removed" });
+    await it.keep("same");
+    now += DAY_MS + 60_000;
+    await it.store.sweep();
+    expect(it.rows()).toEqual([]);
+  });
+
   test("takes nothing away that it did not see as it is, or that an artifact has by now", async () => {
     const it = await opened();
     const digest = await it.keep("seen");
@@ -350,15 +468,11 @@ describe("the sweep", () => {
   });
 
   test("has many rows to look at and looks at all of them", async () => {
-    let now = Date.now();
-    const it = await opened({ now: () => now });
-    const added = await Promise.all(
-      Array.from({ length: 1_200 }, (_, n) =>
-        it.queue.blob({ what: "add", digest: digestOf(`row ${n}`), size: 1 }),
-      ),
-    );
+    const it = await opened();
+    const digests = Array.from({ length: 1_200 }, (_, n) => digestOf(`row ${n}`));
+    for (const digest of digests) mkdirSync(dirname(it.file(digest)), { recursive: true });
+    const added = await Promise.all(digests.map((digest) => it.queue.blob({ what: "add", digest, size: 1 })));
     expect(new Set(added)).toEqual(new Set([true]));
-    now += 2 * DAY_MS;
     await it.store.sweep();
     expect(it.rows()).toEqual([]);
     expect(it.told).toHaveLength(1_200);

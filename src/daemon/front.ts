@@ -20,6 +20,7 @@ import { buildRegistry } from "../kernel/registry.ts";
 import { Hub } from "../kernel/stream.ts";
 import { system } from "../kernel/system.ts";
 import { API_VERSION, VERSION } from "../version.ts";
+import { misplaced } from "./canonical.ts";
 import { GitEffects } from "./git-effects.ts";
 import { type DaemonInfo, removeInfo, writeInfo } from "./info.ts";
 import { Jobs } from "./jobs.ts";
@@ -102,6 +103,7 @@ export async function openFront({
     now: systemClock.now,
     registry,
     submit: (request) => git.submit(request),
+    misplaced,
     readModels,
     hub,
     systemQueries: systemAnswers({ info, registry, hub, queue, jobs, tokens, database: paths.database }),

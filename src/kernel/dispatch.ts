@@ -92,6 +92,8 @@ export function dispatcher(parts: {
   readModels: ReadModels;
   hub: Hub;
   systemQueries: Readonly<Record<string, SystemQuery>>;
+  /** What a valid payload says of the daemon's machine that is not so there. */
+  misplaced(type: string, payload: Readonly<Record<string, unknown>>): SchemaError[];
   /** Milliseconds since the epoch: what queries take for the present. */
   now(): number;
   /** A problem when nothing is taken any more, because the daemon is stopping. */
@@ -124,13 +126,16 @@ export function dispatcher(parts: {
     if (!schema) return unsupported(entry.type, entry.spec.version, trace_id);
     const errors = schemaErrors(schema, envelope.payload, "/payload");
     if (errors.length > 0) return invalidSchema(errors, trace_id);
+    const payload = upcast(entry.type, entry.spec, version, envelope.payload) as Record<string, unknown>;
+    const misplaced = parts.misplaced(entry.type, payload);
+    if (misplaced.length > 0) return invalidSchema(misplaced, trace_id);
     if (envelope.idempotency_key === undefined)
       return problem("idempotency_key_required", `${entry.type} changes state, so it needs a key`, {
         trace_id,
       });
     return {
       type: entry.type,
-      payload: upcast(entry.type, entry.spec, version, envelope.payload) as Record<string, unknown>,
+      payload,
       idempotency_key: envelope.idempotency_key,
       fingerprint: fingerprint(envelope),
       expected_version: envelope.expected_version,
@@ -172,6 +177,7 @@ export function dispatcher(parts: {
   ): Promise<Answer> {
     const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
     const errors = schemaErrors(entry.params, params, "/payload");
+    if (errors.length === 0) errors.push(...parts.misplaced(entry.type, params));
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
     const { min_seq, ...own } = params;
     if (typeof min_seq === "number") {

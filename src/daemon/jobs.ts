@@ -1,24 +1,28 @@
 /**
- * Long work on a thread of its own, with its own read connection: `log.verify` and `projection.verify`.
+ * Long work on threads of its own, with their own read connections: `log.verify` and `projection.verify`.
  *
- * One thread per job, ended with it, and one job of a type at a time: whoever asks while one runs shares the next one
- * with all the others, so that no number of requests makes more than two threads. Writers and readers go on meanwhile.
+ * Threads end with their job, and one job of a type runs at a time: whoever asks while one runs shares the next one
+ * with all the others, so that no number of requests makes more threads than two jobs have. A large log is verified by two,
+ * which have half the time of one. Writers and readers go on meanwhile.
  */
 import { Database } from "bun:sqlite";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { setPriority } from "node:os";
+import { availableParallelism, setPriority } from "node:os";
 import { dirname, join } from "node:path";
 import { aggregates } from "../domain/index.ts";
 import { type ProjectionCheck, verifyProjections } from "../integrity/projections.ts";
-import { type LogCheck, verifyLog } from "../integrity/verify.ts";
+import { type LogCheck, type LogTask, verifyLogTogether, verifyPart } from "../integrity/verify.ts";
 import { openForReading } from "../kernel/database.ts";
 import { LogReader } from "../kernel/log.ts";
 import type { Problem } from "../kernel/problems.ts";
-import { buildRegistry } from "../kernel/registry.ts";
+import { buildRegistry, type Registry } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
 
 /** Out of −20 to 19: behind everything that answers somebody. */
 const JOB_NICENESS = 10;
+
+/** For one job: more would leave nothing to who is answered on a machine of few cores. */
+const MOST_THREADS = Math.min(2, availableParallelism());
 
 interface Results {
   "log.verify": LogCheck;
@@ -26,13 +30,16 @@ interface Results {
 }
 type JobType = keyof Results;
 
+/** What one thread does in one go: it keeps nothing from one task to the next. */
+type Task = LogTask | { readonly kind: "projection.verify" };
+
 interface ToJob {
-  readonly type: JobType;
+  readonly task: Task;
   readonly database: string;
 }
 type FromJob =
   | { readonly kind: "progress"; readonly done: number; readonly of: number }
-  | { readonly kind: "done"; readonly result: Results[JobType] }
+  | { readonly kind: "done"; readonly result: unknown }
   | { readonly kind: "failed"; readonly error: string };
 
 /** A job under way, for `daemon.status`. */
@@ -92,32 +99,64 @@ export class Jobs {
     if (this.#closed) return this.#closed;
     const job: Job = { type, done: 0, of: 0 };
     this.running.add(job);
-    const worker = new Worker(new URL("./jobs.ts", import.meta.url));
+    const progress = (done: number, of: number) => Object.assign(job, { done, of });
     const { promise, resolve, reject } = Promise.withResolvers<Results[T] | Problem>();
-    const stop = (why: Problem) => resolve(why);
-    this.#stops.add(stop);
+    const threads = threadsFor(this.database, progress, reject);
+    this.#stops.add(resolve);
     try {
-      worker.onerror = (event) => reject(new Error(event.message));
-      worker.onmessage = ({ data }: MessageEvent<FromJob>) => {
-        if (data.kind === "done") resolve(data.result as Results[T]);
-        else if (data.kind === "failed") reject(new Error(data.error));
-        else Object.assign(job, { done: data.done, of: data.of });
-      };
-      worker.postMessage({ type, database: this.database } satisfies ToJob);
+      work[type](threads.ask, progress).then(resolve, reject);
       return await promise;
     } finally {
-      worker.terminate();
-      this.#stops.delete(stop);
+      threads.end();
+      this.#stops.delete(resolve);
       this.running.delete(job);
     }
   }
 }
 
-function perform({ type, database }: ToJob, progress: (done: number, of: number) => void): Results[JobType] {
-  const registry = buildRegistry(aggregates, system);
+type Progress = (done: number, of: number) => void;
+
+/** Have the nth thread of a job do something. The caller knows what comes back. */
+type Ask = <R>(nth: number, task: Task) => Promise<R>;
+
+/** How the threads of a job share its work. */
+const work: { readonly [T in JobType]: (ask: Ask, progress: Progress) => Promise<Results[T]> } = {
+  "log.verify": (ask, progress) => verifyLogTogether(ask, MOST_THREADS, progress),
+  "projection.verify": (ask) => ask(0, { kind: "projection.verify" }),
+};
+
+/**
+ * The threads of one job; each begins when it is first asked, and does one thing at a time.
+ * @param failed told when one met a bug or died: then nothing more is to be had from any
+ */
+function threadsFor(database: string, progress: Progress, failed: (error: Error) => void) {
+  const workers: Worker[] = [];
+  let over = false;
+  const ask: Ask = (nth, task) =>
+    new Promise((resolve) => {
+      // The job has its result; who asks on is never answered.
+      if (over) return;
+      workers[nth] ??= new Worker(new URL("./jobs.ts", import.meta.url));
+      const worker = workers[nth];
+      worker.onerror = (event) => failed(new Error(event.message));
+      worker.onmessage = ({ data }: MessageEvent<FromJob>) => {
+        if (data.kind === "done") resolve(data.result as never);
+        else if (data.kind === "failed") failed(new Error(data.error));
+        else progress(data.done, data.of);
+      };
+      worker.postMessage({ task, database } satisfies ToJob);
+    });
+  const end = () => {
+    over = true;
+    for (const worker of workers) worker.terminate();
+  };
+  return { ask, end };
+}
+
+function perform(registry: Registry, { task, database }: ToJob, progress: Progress): unknown {
   const db = openForReading(database);
   try {
-    if (type === "log.verify") return verifyLog(db, registry, progress);
+    if (task.kind !== "projection.verify") return verifyPart(db, registry, task);
     const folder = mkdtempSync(join(dirname(database), SCRATCH));
     const scratch = new Database(join(folder, "scratch.db"), { create: true, strict: true });
     try {
@@ -134,10 +173,14 @@ function perform({ type, database }: ToJob, progress: (done: number, of: number)
 if (!Bun.isMainThread) {
   // On Linux this is about this thread alone: a job takes the time that nobody else wants.
   if (process.platform === "linux") setPriority(JOB_NICENESS);
+  const registry = buildRegistry(aggregates, system);
   self.onmessage = ({ data }: MessageEvent<ToJob>) => {
     const say = (message: FromJob) => self.postMessage(message);
     try {
-      say({ kind: "done", result: perform(data, (done, of) => say({ kind: "progress", done, of })) });
+      say({
+        kind: "done",
+        result: perform(registry, data, (done, of) => say({ kind: "progress", done, of })),
+      });
     } catch (error) {
       say({ kind: "failed", error: error instanceof Error ? (error.stack ?? error.message) : String(error) });
     }

@@ -2,13 +2,21 @@ import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import canonicalize from "canonicalize";
-import { type LogCheck, verifyLog } from "../../src/integrity/verify.ts";
+import {
+  type AskThread,
+  type LogCheck,
+  type LogTask,
+  verifyLog,
+  verifyLogTogether,
+  verifyPart,
+} from "../../src/integrity/verify.ts";
 import type { Event } from "../../src/kernel/aggregate.ts";
 import { migrations, openForReading } from "../../src/kernel/database.ts";
 import { leafHash, originHash } from "../../src/kernel/log.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
 import { system } from "../../src/kernel/system.ts";
 import { counterAggregate, engine, mirror } from "../kernel/engine.ts";
+import { random } from "../support/random.ts";
 
 const registry = buildRegistry([counterAggregate(), mirror], system);
 const decoder = new TextDecoder();
@@ -35,12 +43,51 @@ function verify(path: string): LogCheck {
   }
 }
 
+const seed = Number(process.env.MP_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));
+console.log(`MP_TEST_SEED=${seed}`);
+const chance = random(seed);
+
+/** What the one who hands out the parts of a verification may be interested in. */
+interface Watch {
+  readonly threads?: number;
+  /** How many ticks an answer takes; by chance when absent. */
+  readonly ticks?: (task: LogTask) => number;
+  readonly asked?: (nth: number, task: LogTask) => void;
+  readonly answered?: (task: LogTask) => void;
+}
+
+/** The same by several, each in its turn on a connection of its own; answers come in any order. */
+async function verifyTogether(path: string, rangeEvents: number, watch: Watch = {}): Promise<LogCheck> {
+  const dbs: Database[] = [];
+  const ask: AskThread = async (nth, task) => {
+    watch.asked?.(nth, task);
+    dbs[nth] ??= openForReading(path);
+    const answer = structuredClone(verifyPart(dbs[nth], registry, task));
+    watch.answered?.(task);
+    for (let tick = watch.ticks?.(task) ?? Math.floor(chance() * 6); tick > 0; tick--) await null;
+    return answer as never;
+  };
+  try {
+    return await verifyLogTogether(ask, watch.threads ?? 2, () => {}, rangeEvents);
+  } finally {
+    for (const db of dbs) db.close();
+  }
+}
+
+/** Several say of a log what one says of it, wherever ranges end: also with a range for each event. */
+async function agree(path: string): Promise<LogCheck> {
+  const alone = verify(path);
+  for (const size of [1, 2, 5]) expect([size, await verifyTogether(path, size)]).toEqual([size, alone]);
+  return alone;
+}
+
 /** Every trigger of the log, as the migrations make them. */
 const triggers = migrations.flatMap((sql) => sql.match(/CREATE TRIGGER[\s\S]*?END;/g) ?? []);
 
 /** Somebody with the file and time: takes the triggers away, does it, and puts them back as they were. */
 function tamper(path: string, work: (db: Database) => void): void {
   const db = new Database(path, { strict: true });
+  db.run("PRAGMA synchronous = OFF");
   const names = db.query<{ name: string }, []>("SELECT name FROM sqlite_schema WHERE type = 'trigger'").all();
   for (const { name } of names) db.run(`DROP TRIGGER ${name}`);
   work(db);
@@ -361,10 +408,10 @@ describe("log.verify", () => {
     ],
   };
   for (const [what, [work, seq, said]] of Object.entries(cases))
-    test(`names ${what}`, () => {
+    test(`names ${what}`, async () => {
       const log = goodLog();
       tamper(log.path, (db) => work(db, log));
-      const { ok, first_bad, events } = verify(log.path);
+      const { ok, first_bad, events } = await agree(log.path);
       expect(first_bad?.problem).toMatch(said);
       expect({ ok, seq: first_bad?.seq_global }).toEqual({ ok: false, seq });
       expect(events).toBeGreaterThanOrEqual(seq - 1);
@@ -454,5 +501,155 @@ describe("log.verify", () => {
       for (const seq of [10, 4, 7]) setBody(db, seq, "{}");
     });
     expect(verify(log.path)).toMatchObject({ events: 3, first_bad: { seq_global: 4 } });
+  });
+});
+
+describe("log.verify by several threads", () => {
+  test("says ok of a good log and of an empty one, wherever ranges end", async () => {
+    expect(await agree(goodLog().path)).toMatchObject({ ok: true, events: 12 });
+    const kernel = engine();
+    kernel.close();
+    expect(await agree(kernel.path)).toMatchObject({ ok: true, events: 0 });
+  });
+
+  /** What is done to one event, whichever it is, and at which positions it is no fault. */
+  const faults: Readonly<
+    Record<string, readonly [work: (db: Database, log: Log, seq: number) => void, unless: readonly number[]]>
+  > = {
+    // No prev_hash covers the bytes of the last one.
+    "a changed byte": [
+      (db, _, seq) => {
+        const event = eventAt(db, seq);
+        setBody(db, seq, canonicalize({ ...event, trace_id: event.trace_id.replace(/^./, "f") })!);
+      },
+      [12],
+    ],
+    "a changed prev_hash": [
+      (db, _, seq) => setBody(db, seq, canonicalize({ ...eventAt(db, seq), prev_hash: "0".repeat(64) })!),
+      [],
+    ],
+    "a missing event": [(db, _, seq) => db.query("DELETE FROM events WHERE seq_global = ?").run(seq), [12]],
+    "bytes that are no envelope": [(db, _, seq) => setBody(db, seq, "{}"), []],
+    "another mark of a command's end": [
+      (db, _, seq) =>
+        db.query("UPDATE events SET command_end = 1 - command_end WHERE seq_global = ?").run(seq),
+      [],
+    ],
+    // All but 3 to 5 are commands of one event.
+    "another command's id": [
+      (db, log, seq) =>
+        rechain(db, log, seq, (event) =>
+          event.seq_global === seq
+            ? { causality: { ...event.causality, command_id: "01a20475-8d86-738e-8073-973ee2c74a0f" } }
+            : {},
+        ),
+      [1, 2, 6, 7, 8, 9, 10, 11, 12],
+    ],
+    "an event_id that does not grow": [
+      (db, log, seq) =>
+        rechain(db, log, seq, (event) =>
+          event.seq_global === seq ? { event_id: "00000000-0000-7000-8000-000000000000" } : {},
+        ),
+      [1],
+    ],
+    "a hole in a stream": [
+      (db, log, seq) => {
+        db.run("UPDATE events SET seq_stream = -seq_stream");
+        const { stream } = eventAt(db, seq);
+        rechain(db, log, 1, (event) =>
+          event.stream === stream && event.seq_global >= seq ? { seq_stream: event.seq_stream + 1 } : {},
+        );
+      },
+      [],
+    ],
+  };
+  for (const [what, [work, unless]] of Object.entries(faults))
+    test(`names ${what} at every position, wherever ranges end`, async () => {
+      const log = goodLog();
+      const whole = readFileSync(log.path);
+      for (let seq = 1; seq <= 12; seq++) {
+        writeFileSync(log.path, whole);
+        tamper(log.path, (db) => work(db, log, seq));
+        const { first_bad } = await agree(log.path);
+        if (unless.includes(seq)) expect([seq, first_bad]).toEqual([seq, null]);
+        // Some faults show in the event behind.
+        else expect([seq, seq + 1]).toContain(first_bad?.seq_global ?? Number.NaN);
+      }
+    });
+
+  test("names the first of faults in several ranges, whichever is found first, and asks no further", async () => {
+    const log = goodLog();
+    tamper(log.path, (db) => {
+      for (const seq of [11, 5, 8]) setBody(db, seq, "{}");
+    });
+    const alone = verify(log.path);
+    expect(alone).toMatchObject({ events: 4, first_bad: { seq_global: 5 } });
+    for (const slow of [4, 6]) {
+      const asked: number[] = [];
+      const found = await verifyTogether(log.path, 2, {
+        // The range with the first fault, or the one behind it, answers long after all the others.
+        ticks: (task) => (task.kind === "range" && task.after === slow ? 1_000 : 1),
+        asked: (_, task) => task.kind === "range" && asked.push(task.after),
+      });
+      expect(found).toEqual(alone);
+      // The fault in the range after 6 is known before the one after 4, or the other way round.
+      expect(asked).toEqual([0, 2, 4, 6]);
+    }
+  });
+
+  test("an event that is gone once its range was checked is missed by the range behind", async () => {
+    const log = goodLog();
+    const good = verify(log.path);
+    const found = await verifyTogether(log.path, 4, {
+      threads: 1,
+      answered: (task) => {
+        if (task.kind === "range" && task.after === 0)
+          tamper(log.path, (db) => db.run("DELETE FROM events WHERE seq_global = 4"));
+      },
+    });
+    expect(good.ok).toBe(true);
+    expect(found).toMatchObject({ ok: false, as_of_seq: 12, events: 4, first_bad: { seq_global: 5 } });
+    expect(found.head_hash).toMatch(/^[0-9a-f]{64}$/);
+  });
+
+  test("each thread is asked one thing at a time, and no more of them than there are ranges", async () => {
+    const { path } = goodLog();
+    for (const [size, most] of [
+      [12, 1],
+      [6, 2],
+      [1, 3],
+    ] as const) {
+      const seen = new Map<number, number>();
+      const covered: number[] = [];
+      const busy = new Set<number>();
+      let of = 0;
+      const dbs = Array.from({ length: 3 }, () => openForReading(path));
+      const ask: AskThread = async (nth, task: LogTask) => {
+        expect(busy.has(nth)).toBe(false);
+        busy.add(nth);
+        seen.set(nth, (seen.get(nth) ?? 0) + 1);
+        if (task.kind === "range") for (let seq = task.after + 1; seq <= task.upTo; seq++) covered.push(seq);
+        const answer = verifyPart(dbs[nth]!, registry, task);
+        for (let tick = Math.floor(chance() * 6); tick > 0; tick--) await null;
+        busy.delete(nth);
+        return answer as never;
+      };
+      const progress: number[] = [];
+      const found = await verifyLogTogether(
+        ask,
+        3,
+        (done, all) => {
+          progress.push(done);
+          of = all;
+        },
+        size,
+      );
+      for (const db of dbs) db.close();
+      expect(found).toEqual(verify(path));
+      expect([...seen.keys()].sort()).toEqual(Array.from({ length: most }, (_, nth) => nth));
+      expect(covered).toEqual(Array.from({ length: 12 }, (_, index) => index + 1));
+      expect(progress).toEqual(progress.toSorted((a, b) => a - b));
+      expect([progress.at(-1), of]).toEqual([12, 12]);
+    }
   });
 });

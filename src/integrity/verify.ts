@@ -163,10 +163,9 @@ export async function verifyLogTogether(
   let rest: Bad | null = null;
   // The rest goes first: it takes longer than a range.
   let next = -1;
-  let end = ranges;
   let done = 0;
   const work = async (nth: number) => {
-    while (next < end) {
+    while (next < ranges) {
       const part = next++;
       if (part < 0) {
         rest = await ask(nth, { kind: "rest", extent });
@@ -176,8 +175,8 @@ export async function verifyLogTogether(
       const upTo = Math.min(extent.head, after + rangeEvents);
       const check = await ask(nth, { kind: "range", extent, after, upTo });
       checks[part] = check;
-      // Whatever is behind it, it is not the first.
-      if (check.first_bad) end = Math.min(end, part);
+      // All before it are asked for; whatever is behind it is not the first.
+      if (check.first_bad) next = ranges;
       done += upTo - after;
       progress(done, extent.head);
     }

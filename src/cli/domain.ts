@@ -7,7 +7,7 @@ import { isProblem, type Problem } from "../kernel/problems.ts";
 import { type Args, asking, changing, type Ending, type Noun, type Verb, verb } from "./command.ts";
 import { type Field, kebab } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
-import { type Column, note, type Output, plain, type Shape } from "./output.ts";
+import { type Column, isTerminal, note, type Output, plain, type Shape } from "./output.ts";
 import { resultsOf, type Values, type Wanted, wantedBy } from "./payload.ts";
 import { type Plain, type Surface, surface } from "./surface.ts";
 
@@ -46,9 +46,10 @@ const columns: Readonly<Record<string, readonly (string | Column)[]>> = {
   board: ["name", { name: "created_at", title: "CREATED", as: "age" }, "board_id"],
   artifact: [
     "name",
-    "media_type",
     { name: "size", as: "bytes" },
     "status",
+    { name: "links", title: "LINKED TO", as: "links" },
+    { name: "created_at", title: "CREATED", as: "age" },
     { name: "artifact_id", title: "ID", as: "short" },
   ],
 };
@@ -131,6 +132,23 @@ export interface More<T> {
   readonly show?: (answer: T, context: Answered) => Promise<Ending>;
 }
 
+/** What a query of an aggregate does otherwise. */
+export interface MoreOfQuery extends More<object> {
+  /** Make of the flags what those of the payload want to know. */
+  readonly given?: (link: Link, values: Values) => Promise<Values | Problem>;
+  /** What `--json` prints where a flag that is no parameter narrows the answer. */
+  readonly document?: (answer: Page, values: Values) => object;
+  /** What a terminal shows of the rows of a list, and says below them of those that it does not show. */
+  readonly rows?: (items: readonly Values[], context: Answered) => Promise<Rows | Problem>;
+}
+
+/** Rows for a terminal. */
+export interface Rows {
+  readonly items: readonly Values[];
+  /** A line below the table. */
+  readonly below?: string | undefined;
+}
+
 /** What a verb knows when the daemon has answered. */
 export interface Answered {
   readonly values: Values;
@@ -167,17 +185,21 @@ export function commandVerb(type: string, more: More<Sent> = {}, from: Surface =
   );
 }
 
-/** Say what came of a command. */
+/**
+ * Say what came of a command.
+ * @param where behind what was done, for instance `to doing`
+ */
 export async function tell(
   receipt: Sent,
   { values, out, wanted }: Answered,
   from: Surface = surface(),
+  where = "",
 ): Promise<Ending> {
   const { subject, result } = receipt;
   const results = resultsOf(from, receipt.type).filter((name) => name !== `${subject.kind}_id`);
   if (out.asJson) await out.json(receipt);
   else
-    await out.said(await sentence(receipt, results, nameIn(wanted.fields, values), out), [
+    await out.said(await sentence(receipt, results, nameIn(wanted.fields, values), where, out), [
       subject.id,
       ...results.map((name) => result[name]),
     ]);
@@ -198,20 +220,21 @@ async function sentence(
   { type, subject, events, result, replayed }: Sent,
   results: readonly string[],
   name: string | undefined,
+  where: string,
   out: Output,
 ): Promise<string> {
+  const { shown, visible } = out.terminal ? await import("./terminal.ts") : { shown: plain, visible: plain };
   const { kind, id } = subject;
   const own = events.filter(({ event_type }) => kindOf(event_type) === kind);
   const done = [...new Set(own.map(({ event_type }) => verbOf(event_type).replaceAll("-", " ")))].join(", ");
-  const what = name === undefined || name === id ? `${kind} ${id}` : `${kind} ${name} (${id})`;
+  const what = name === undefined || name === id ? `${kind} ${id}` : `${kind} ${visible(name)} (${id})`;
   const renewed = surface().commands.get(type)?.spec.renews;
   const what_happened =
     done === ""
       ? `${renewed ? "renewed:" : "nothing changed:"} ${what}`
       : done.includes(" ")
-        ? `${what}: ${done}`
+        ? `${what}: ${[done, where].filter(Boolean).join(" ")}`
         : `${done} ${what}`;
-  const { shown } = out.terminal ? await import("./terminal.ts") : { shown: plain };
   const told = results
     .filter((member) => result[member] !== undefined)
     .map((member) => `, ${member.replaceAll("_", " ")} ${shown(result[member])}`);
@@ -225,7 +248,7 @@ const PAGE = 1_000;
  * The verb of a query.
  * @param type such as `task.list`
  */
-export function queryVerb(type: string, more: More<object> = {}, from: Surface = surface()): Verb {
+export function queryVerb(type: string, more: MoreOfQuery = {}, from: Surface = surface()): Verb {
   const { spec, params } = from.queries.get(type)!;
   const paged = "cursor" in (params.properties ?? {});
   const wanted = wantedBy(from, type);
@@ -235,16 +258,23 @@ export function queryVerb(type: string, more: More<object> = {}, from: Surface =
     { ...wanted.args, ...more.args, ...asking },
     async (values, { out }): Promise<Ending> => {
       const link = daemonLink(values);
-      const given = await wanted.fill(link, values, out.env);
+      const meant = more.given ? await more.given(link, values) : {};
+      if (isProblem(meant)) return meant;
+      const given = await wanted.fill(link, { ...values, ...meant }, out.env);
       if (isProblem(given)) return given;
       const answer = paged ? await allPages(link, type, given) : await link.ask(type, given);
       if (isProblem(answer)) return answer;
-      if (out.asJson) await out.json(answer);
-      else if (more.show) return more.show(answer, { values, link, out, wanted });
-      else if (paged) await showPage(answer as Page, shape, out);
-      else {
+      const context = { values, link, out, wanted };
+      if (out.asJson) await out.json(more.document ? more.document(answer as Page, values) : answer);
+      else if (more.show) return more.show(answer, context);
+      else if (paged) {
+        const page = answer as Page;
+        const rows = more.rows && out.terminal ? await more.rows(page.items, context) : page;
+        if (isProblem(rows)) return rows;
+        await showPage({ ...page, ...rows }, shape, out);
+      } else {
         const whole = withoutPosition(answer);
-        await out.record(whole, present(whole));
+        await out.record(whole, out.terminal ? await forReading(kindOf(type), whole) : whole);
       }
       return undefined;
     },
@@ -293,9 +323,17 @@ async function allPages(link: Link, type: string, { limit, ...params }: Values):
 }
 
 /** Print the rows of a list. */
-async function showPage(page: Page, shape: Shape, out: Output): Promise<void> {
-  await out.table(page.items, shape);
-  if (page.next !== null) await note(`there are more: --cursor ${page.next}`);
+async function showPage({ items, next, below }: Page & Rows, shape: Shape, out: Output): Promise<void> {
+  await out.table(items, shape);
+  await sayBelow(below, out);
+  if (next !== null) await note(`there are more: --cursor ${next}`);
+}
+
+/** Say something about a list at a terminal, in the background: on stderr, for it is no row. */
+export async function sayBelow(text: string | undefined, out: Output): Promise<void> {
+  if (text === undefined || !out.terminal) return;
+  const { paint } = await import("./terminal.ts");
+  await note(paint(out.colour && (await isTerminal(2))).dim(text));
 }
 
 /**
@@ -307,7 +345,7 @@ function shapeOf(type: string, answer: Plain): Shape {
   const kind = kindOf(type);
   const all = Object.keys(answer.properties?.items?.items?.properties ?? {});
   const asColumn = (name: string | Column): Column =>
-    typeof name !== "string" ? name : name === `${kind}_id` ? { name, title: "ID" } : { name };
+    typeof name !== "string" ? name : name === `${kind}_id` ? { name, title: "ID", as: "short" } : { name };
   return {
     columns: all.map(asColumn),
     shown: (columns[kind] ?? bestOf(kind, all)).map(asColumn),
@@ -326,10 +364,22 @@ function bestOf(kind: string, all: readonly string[]): string[] {
   ];
 }
 
-/** What is there: a person needs no list of what is not. */
-function present(row: Values): Values {
+/**
+ * One thing as a person reads it: what it is called and how it is, its id, what else there is, then what it lies in, and when.
+ * What is not there is left out.
+ * @param kind of the thing
+ */
+export async function forReading(kind: string, row: Values): Promise<Values> {
+  const { readable } = await import("./terminal.ts");
   const isThere = (value: unknown) => value !== null && !(Array.isArray(value) && value.length === 0);
-  return Object.fromEntries(Object.entries(row).filter(([, value]) => isThere(value)));
+  const place = (name: string) => {
+    if (/^(title|name|path)$/.test(name)) return 0;
+    if (name === "status") return 1;
+    if (name === `${kind}_id`) return 2;
+    return name.endsWith("_id") ? 4 : name.endsWith("_at") ? 5 : 3;
+  };
+  const members = Object.entries(row).filter(([name, value]) => name !== "version" && isThere(value));
+  return readable(Object.fromEntries(members.toSorted(([a], [b]) => place(a) - place(b))));
 }
 
 /** One thing without the position of the log it was read at. */

@@ -13,8 +13,11 @@ export interface Column {
   readonly name: string;
   /** What a table's head says, when the name in capitals does not do. */
   readonly title?: string;
-  /** How a table shows the value: `2h5m` for a time, the end of an id, `P1`, `1.5 MiB`. TSV has it as it is. */
-  readonly as?: "age" | "short" | "priority" | "bytes";
+  /**
+   * How a table shows the value: `2h5m` for a time, the end of an id, `P1`, `1.5 MiB`, `task 5f0a11c2 +2` for links. TSV has it
+   * as it is.
+   */
+  readonly as?: "age" | "short" | "priority" | "bytes" | "links";
 }
 
 type Row = Readonly<Record<string, unknown>>;

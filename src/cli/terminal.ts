@@ -15,6 +15,8 @@ const SHORT = 8;
 
 const GAP = 2;
 const NARROWEST = 8;
+/** Enough for the folder that a path ends in. */
+const NARROWEST_PATH = 12;
 const NOTHING = "–";
 
 /** The colours, or their absence. */
@@ -31,6 +33,13 @@ export function safe(text: string): string {
   );
 }
 
+/** A text that can be told from no text: in quotes where it begins or ends with space, or has no width at all. */
+export function visible(text: string): string {
+  const plainly = safe(text);
+  const unseen = plainly !== plainly.trim() || (plainly !== "" && Bun.stringWidth(plainly) === 0);
+  return unseen ? `"${plainly}"` : plainly;
+}
+
 /** A value for a person: times in their own zone, members of a structure in words, nothing as a dash. */
 export function shown(value: unknown): string {
   if (value === null || value === undefined || (Array.isArray(value) && value.length === 0)) return NOTHING;
@@ -39,7 +48,7 @@ export function shown(value: unknown): string {
     return Object.entries(value)
       .map(([name, each]) => `${safe(name.replaceAll("_", " "))} ${shown(each)}`)
       .join(", ");
-  return safe(plain(value));
+  return visible(plain(value));
 }
 
 /** The end of an id: enough to name it by. */
@@ -59,9 +68,17 @@ function cellOf(value: unknown, as: Column["as"]): string {
       return `P${value}`;
     case "bytes":
       return typeof value === "number" ? size(value) : shown(value);
+    case "links":
+      return linksIn(value as readonly { readonly kind: string; readonly id: string }[]);
     default:
       return shown(value);
   }
+}
+
+/** The first of what something is linked to, and how many more there are. */
+function linksIn([first, ...others]: readonly { readonly kind: string; readonly id: string }[]): string {
+  if (!first) return NOTHING;
+  return `${safe(first.kind)} ${shortId(first.id)}${others.length > 0 ? ` +${others.length}` : ""}`;
 }
 
 const TIME = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$/;
@@ -80,18 +97,53 @@ export function size(bytes: number): string {
   return bytes < 1 << 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(1)} MiB`;
 }
 
+const UNITS = [
+  [86_400_000, "d"],
+  [3_600_000, "h"],
+  [60_000, "m"],
+  [1_000, "s"],
+  [1, "ms"],
+] as const;
+
+/** A length of time in its largest units, as many of them as are asked for, from the largest that it has. */
+function inUnits(ms: number, most: number): string {
+  const first = UNITS.findIndex(([unit]) => ms >= unit);
+  if (first < 0) return "0s";
+  return UNITS.slice(first, first + most)
+    .map(([unit, name], at) => {
+      const larger = UNITS[first + at - 1]?.[0];
+      const count = Math.floor((at === 0 || larger === undefined ? ms : ms % larger) / unit);
+      return count === 0 ? "" : `${count}${name}`;
+    })
+    .join("");
+}
+
+/** Milliseconds for a person, all of them: `1m`, `1m30s`, `8h`. */
+export function span(ms: number): string {
+  return inUnits(ms, UNITS.length);
+}
+
 /** How long ago a time was, in its two largest units. */
 export function ago(wire: string): string {
-  const seconds = Math.max(0, Math.round((Date.now() - Date.parse(wire)) / 1_000));
-  const parts = [
-    [Math.floor(seconds / 86_400), "d"],
-    [Math.floor(seconds / 3_600) % 24, "h"],
-    [Math.floor(seconds / 60) % 60, "m"],
-    [seconds % 60, "s"],
-  ] as const;
-  const first = parts.findIndex(([count]) => count > 0);
-  const told = first < 0 ? [[0, "s"] as const] : parts.slice(first, first + 2);
-  return told.map(([count, unit]) => `${count}${unit}`).join("");
+  return inUnits(Math.max(0, Math.round((Date.now() - Date.parse(wire)) / 1_000)) * 1_000, 2);
+}
+
+/** A time, and how far away it is: `2026-11-22 10:00:00 (5m ago)`, `(in 4m)`. */
+export function timeAndAge(wire: string): string {
+  const ahead = Math.round((Date.parse(wire) - Date.now()) / 1_000) * 1_000;
+  return `${localTime(wire)} (${ahead > 0 ? `in ${inUnits(ahead, 2)}` : `${ago(wire)} ago`})`;
+}
+
+/** The members of one thing for a person: times with their age, lengths of time and sizes in units. */
+export function readable(row: Row): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(row).map(([name, value]) => {
+      if (typeof value === "number" && name.endsWith("_ms")) return [name.slice(0, -3), span(value)];
+      if (typeof value === "number" && name === "size")
+        return [name, value < 1 << 10 ? size(value) : `${size(value)} (${value} bytes)`];
+      return [name, typeof value === "string" && TIME.test(value) ? timeAndAge(value) : value];
+    }),
+  );
 }
 
 /** How many columns of characters there are. */
@@ -112,12 +164,30 @@ export function cut(text: string, columns: number): string {
   return columns > 0 ? `${fits}…` : "";
 }
 
+/** A path that fits into so many columns: its end tells it from others, so what is too long begins with `…`. */
+export function cutPath(path: string, columns: number): string {
+  if (Bun.stringWidth(path) <= columns) return path;
+  const letters = [...new Intl.Segmenter().segment(path)].map(({ segment }) => segment);
+  let taken = 1;
+  let from = letters.length;
+  for (; from > 0; from--) {
+    taken += Bun.stringWidth(letters[from - 1]!);
+    if (taken > columns) break;
+  }
+  const whole = letters.indexOf("/", from);
+  const rest = letters.slice(whole >= 0 && whole < letters.length - 1 ? whole : from);
+  return columns > 0 ? `…${rest.join("")}` : "";
+}
+
 /** A text with spaces behind it, so many columns wide. */
 export function pad(text: string, columns: number): string {
   return `${text}${" ".repeat(Math.max(0, columns - Bun.stringWidth(text)))}`;
 }
 
-/** A table without lines, with its head in capitals, cut to the terminal's width. */
+/**
+ * A table without lines, with its head in capitals, cut to the terminal's width.
+ * @param whole nothing is cut: the terminal breaks long lines
+ */
 export function drawTable(
   rows: readonly Row[],
   columns: readonly Column[],
@@ -125,15 +195,21 @@ export function drawTable(
   whole = false,
 ): string {
   const colours = paint(colour);
-  const head = columns.map(({ name, title }) => title ?? name.replaceAll("_", " ").toUpperCase());
-  const cells = rows.map((row) => columns.map(({ name, as }) => cellOf(row[name], as)));
+  const all = columns.map(({ name, title, as }) => ({
+    name,
+    as,
+    title: title ?? name.replaceAll("_", " ").toUpperCase(),
+    cells: rows.map((row) => cellOf(row[name], as)),
+  }));
+  const fitted = whole ? all.map(withWidth) : fit(all, width());
   const table = new Table({
-    head: head.map((each) => colours.bold(each)),
-    colWidths: fit(head, cells, whole ? Number.POSITIVE_INFINITY : width()),
+    head: fitted.map(({ title }) => colours.bold(title)),
+    colWidths: fitted.map((each) => each.width + GAP),
     chars: NO_LINES,
     style: { "padding-left": 0, "padding-right": GAP, head: [], border: [], compact: true },
   });
-  for (const row of cells) table.push(row.map((cell, at) => painted(cell, columns[at]!.name, colour)));
+  for (const at of rows.keys())
+    table.push(fitted.map(({ name, cells }) => painted(cells[at]!, name, colour)));
   return `${table
     .toString()
     .split("\n")
@@ -148,31 +224,65 @@ const NO_LINES = Object.fromEntries(
     .map((name) => [name, ""]),
 );
 
-/**
- * The widths of the columns: as wide as what is in them, the widest ones cut until all fit. Ids are never cut: half an
- * id is of no use.
- */
-function fit(head: readonly string[], cells: readonly (readonly string[])[], available: number): number[] {
-  const widths = head.map((title, at) =>
-    Math.max(Bun.stringWidth(title), ...cells.map((row) => Bun.stringWidth(row[at]!))),
-  );
-  const least = head.map((title, at) =>
-    cells.some((row) => ID.test(row[at]!))
-      ? Number.POSITIVE_INFINITY
-      : Math.max(NARROWEST, Bun.stringWidth(title)),
-  );
-  let over = widths.reduce((sum, each) => sum + each + GAP, -GAP) - available;
-  while (over > 0) {
-    const widest = widths.reduce(
-      (best, each, at) => (each > least[at]! && (best < 0 || each > widths[best]!) ? at : best),
-      -1,
-    );
-    if (widest < 0) break;
-    widths[widest]! -= 1;
-    over -= 1;
-  }
-  return widths.map((each) => each + GAP);
+/** A column of a table that is being fitted. */
+interface Drawn {
+  readonly name: string;
+  readonly as: Column["as"];
+  readonly title: string;
+  readonly cells: readonly string[];
 }
+
+type Fitted = Drawn & { width: number };
+
+function withWidth(column: Drawn): Fitted {
+  const widths = [column.title, ...column.cells].map((text) => Bun.stringWidth(text));
+  return { ...column, width: widths.reduce((most, each) => Math.max(most, each), 0) };
+}
+
+/**
+ * The columns with widths that fit: as wide as what is in them where there is room. Where there is not, columns go that say
+ * nothing, then the widest of the others are cut, what things are called last of them. Ids are never cut: half an id is of no use.
+ */
+function fit(all: readonly Drawn[], available: number): Fitted[] {
+  const over = (columns: readonly Fitted[]) =>
+    columns.reduce((sum, each) => sum + each.width + GAP, -GAP) - available;
+  const full = all.map(withWidth);
+  if (over(full) <= 0) return full;
+  const telling = full.filter(({ cells }) => cells.some((cell) => cell !== NOTHING));
+  const ranks = [...new Set(telling.map(({ name }) => rankOf(name)))].sort();
+  for (const rank of ranks)
+    for (let left = over(telling); left > 0; left--) {
+      const widest = telling
+        .filter((each) => rankOf(each.name) === rank && each.width > leastOf(each))
+        .reduce<Fitted | undefined>(
+          (best, each) => (best && best.width >= each.width ? best : each),
+          undefined,
+        );
+      if (!widest) break;
+      widest.width -= 1;
+    }
+  // A path is cut between two folders, so it may take less than it was given.
+  return telling.map((each) =>
+    PATH.test(each.name)
+      ? withWidth({ ...each, cells: each.cells.map((cell) => cutPath(cell, each.width)) })
+      : each,
+  );
+}
+
+/** Which columns are cut first: what a thing is called comes after what it has, its state last of all. */
+function rankOf(name: string): number {
+  return STATE.test(name) ? 2 : CALLED.test(name) ? 1 : 0;
+}
+
+/** How far a column can be cut. */
+function leastOf({ name, as, title, cells, width: widest }: Fitted): number {
+  if (as !== undefined || cells.some((cell) => ID.test(cell))) return widest;
+  return Math.max(PATH.test(name) ? NARROWEST_PATH : NARROWEST, Bun.stringWidth(title));
+}
+
+const PATH = /(^|_)(path|dir)$/;
+const CALLED = /^(title|name)$/;
+const STATE = /(^|_)(status|state|outcome)$/;
 
 const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-/;
 
@@ -225,7 +335,9 @@ export function drawPart(
   title: string,
   rows: readonly Row[],
   colour: boolean,
-  columns: readonly Column[] = Object.keys(rows[0] ?? {}).map((name) => ({ name })),
+  columns: readonly Column[] = Object.keys(rows[0] ?? {}).map((name) =>
+    name.endsWith("_id") ? { name, as: "short" } : { name },
+  ),
 ): string {
   return `\n${paint(colour).bold(title.replaceAll("_", " "))}\n${drawTable(rows, columns, colour)}`;
 }

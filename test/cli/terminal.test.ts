@@ -2,9 +2,9 @@
 import { beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { cut, drawRecord, drawTable, pad } from "../../src/cli/terminal.ts";
+import { ago, cut, cutPath, drawRecord, drawTable, pad, span } from "../../src/cli/terminal.ts";
 import { binary, tempHome } from "../support/binary.ts";
-import { atTerminal, cli, fill } from "./cli.ts";
+import { atTerminal, cli, fill, lines } from "./cli.ts";
 
 const home = tempHome();
 const { out } = cli(home);
@@ -46,8 +46,70 @@ describe("tables", () => {
       env: { NO_COLOR: "1" },
     });
     for (const line of shown.split("\n")) expect(Bun.stringWidth(line)).toBeLessThanOrEqual(80);
-    expect(shown).toContain(id);
+    expect(shown).toContain(id.slice(-8));
     expect(shown).toContain("…");
+  });
+
+  test("cut paths in front, between two folders: their ends tell them apart; and names last", async () => {
+    const here = tempHome();
+    const deep = join(here, "a-rather-long-folder-name".repeat(3));
+    const named = "n".repeat(30);
+    for (const name of ["one", "two"]) {
+      mkdirSync(join(deep, `app-${name}`), { recursive: true });
+      await cli(here).out(
+        "workspace",
+        "create",
+        `${named}-${name}`,
+        "--root-path",
+        join(deep, `app-${name}`),
+      );
+    }
+    const rows = lines(
+      (await atTerminal(["workspace", "list"], { home: here, columns: 80, env: { NO_COLOR: "1" } })).shown,
+    );
+    expect(rows.slice(1).map((row) => row.split(/ {2,}/).slice(0, 3))).toEqual([
+      [`${named}-one`, "open", "…/app-one"],
+      [`${named}-two`, "open", "…/app-two"],
+    ]);
+  });
+
+  test("leave out columns that say nothing where they are too wide, and only there", async () => {
+    const here = tempHome();
+    await cli(here).out("workspace", "create", "demo");
+    const spawn = ["session", "spawn", "--workspace", "demo", "--agent", "ada", "--title", "t".repeat(40)];
+    await cli(here).out(...spawn);
+    const head = async (columns: number) =>
+      (await atTerminal(["session", "list"], { home: here, columns, env: { NO_COLOR: "1" } })).shown
+        .split("\n")[0]!
+        .split(/ {2,}/);
+    expect(await head(120)).toEqual(["AGENT", "TITLE", "STATUS", "WAITING FOR", "CHANGED", "ID"]);
+    expect(await head(80)).toEqual(["AGENT", "TITLE", "STATUS", "CHANGED", "ID"]);
+  });
+
+  test("short ids in every list, which commands take; all of an id in a pipe", async () => {
+    const here = cli(tempHome());
+    const ids = [
+      ["workspace", await here.out("workspace", "create", "demo")],
+      ["project", await here.out("project", "create", "core", "--workspace", "demo")],
+      ["board", await here.out("board", "create", "b", "--workspace", "demo", "--lane", "todo")],
+    ] as const;
+    for (const [kind, id] of ids) {
+      const { shown } = await atTerminal([kind, "list"], { home: here.home, env: { NO_COLOR: "1" } });
+      expect(lines(shown)[1]).toEndWith(`  ${id.slice(-8)}`);
+      expect(shown).not.toContain(id);
+      expect(await here.out(kind, "list")).toContain(id);
+    }
+  });
+
+  test("show a name of spaces in quotes", async () => {
+    const here = cli(tempHome());
+    await here.out("workspace", "create", "   ");
+    const show = async (...args: string[]) =>
+      (await atTerminal(args, { home: here.home, env: { NO_COLOR: "1" } })).shown;
+    expect(lines(await show("workspace", "list"))[1]).toStartWith('"   "  open');
+    expect(await show("workspace", "get", "   ")).toStartWith('name          "   "\n');
+    expect(await show("workspace", "close", "   ")).toStartWith('closed workspace "   " (');
+    expect(await here.out("workspace", "list")).toContain("\t   \t");
   });
 
   test("without rows say so on stderr, and print nothing in a pipe", async () => {
@@ -75,6 +137,39 @@ describe("one thing", () => {
     expect(cut("漢字漢字", 7)).toBe("漢字漢…");
     expect(cut("漢字漢字", 6)).toBe("漢字…");
     expect([cut("abc", 1), cut("abc", 0), pad("漢", 4)]).toEqual(["…", "", "漢  "]);
+  });
+
+  test("what matters comes first: its name, how it is, its id; times have their age", async () => {
+    const shown = await plainly("workspace", "get", "demo");
+    expect(shown).toMatch(
+      /^name +demo\nstatus +open\nworkspace id +[0-9a-f-]{36}\ncreated at +\d{4}-\d\d-\d\d [\d:]{8} \(\w+ ago\)\nupdated at /,
+    );
+    expect(shown).not.toContain("version");
+  });
+
+  test("a path is cut in front, between two folders where it can be", () => {
+    expect(cutPath("/a/b/app-feature", 16)).toBe("/a/b/app-feature");
+    expect(cutPath("/a/b/app-feature", 14)).toBe("…/app-feature");
+    expect(cutPath("/a/b/app-feature", 13)).toBe("…/app-feature");
+    expect(cutPath("/a/b/app-feature", 8)).toBe("…feature");
+    expect([cutPath("/漢/漢字", 6), cutPath("/漢/漢字", 5), cutPath("/abc", 0)]).toEqual([
+      "…/漢字",
+      "…漢字",
+      "",
+    ]);
+  });
+
+  test("lengths of time in units, all that they have; ages in two", () => {
+    expect([0, 250, 60_000, 90_000, 28_800_000, 90_061_001].map(span)).toEqual([
+      "0s",
+      "250ms",
+      "1m",
+      "1m30s",
+      "8h",
+      "1d1h1m1s1ms",
+    ]);
+    const before = (ms: number) => ago(new Date(Date.now() - ms).toISOString());
+    expect([before(7_200_000), before(7_500_000), before(0)]).toEqual(["2h", "2h5m", "0s"]);
   });
 
   test("cells as their columns want them", () => {

@@ -1,9 +1,10 @@
 /**
- * `mp artifact` beyond its registry (SPEC §8, §12): a file into the store and registered, and bytes out of it again.
+ * `mp artifact` beyond its registry (SPEC §8, §12): a file into the store and registered, and bytes out of it again; what
+ * belongs to what.
  *
  * Always holds: bytes are never whole in memory; what is downloaded has the digest that was asked for, and takes its name only
- * then; a file that is there stays, unless `--force` says otherwise. What the daemon sends never becomes a file name: a file is
- * named by the user or by its digest.
+ * then; a file that is there stays, unless `--force` says otherwise. What the daemon sends becomes a file name only where that
+ * is a plain one, in the current folder; else the file is named by its digest.
  */
 import { existsSync, statSync } from "node:fs";
 import { type FileHandle, mkdtemp, open, rename, rm } from "node:fs/promises";
@@ -13,10 +14,11 @@ import { connect } from "../client/client.ts";
 import { codeOf, failureOf, unavailable } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { type Args, asking, changing, type Ending, type Values, type Verb, verb } from "./command.ts";
+import { forReading, type Page, queryVerb, type Rows, withoutPosition } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import { idOf } from "./names.ts";
-import type { Output } from "./output.ts";
+import type { Column, Output } from "./output.ts";
 import { usage } from "./parse.ts";
 
 /** The verbs of artifacts that are not derived. */
@@ -27,6 +29,12 @@ export function artifactVerbs(): Readonly<Record<string, Verb>> {
     },
     get download() {
       return downloadVerb();
+    },
+    get list() {
+      return listVerb();
+    },
+    get get() {
+      return getVerb();
     },
   };
 }
@@ -54,6 +62,170 @@ const linkArgs = {
   project: linked("project", "link it to this project, by name or id"),
   board: linked("board", "link it to this board, by name or id"),
 } as const satisfies Args;
+
+/** What a list can be narrowed to besides a workspace. */
+const ofArgs = Object.fromEntries(
+  (["session", "task", "worktree", "project", "board"] as const).map((kind) => {
+    const { valueHint, description } = linkArgs[kind];
+    return [
+      kind,
+      { type: "string", valueHint, description: description.replace("link it to", "only those of") },
+    ] as const;
+  }),
+);
+
+/** The end of an id, where an id is wanted. */
+const TAIL = /^[0-9a-f-]{8,35}$/i;
+
+function listVerb(): Verb {
+  return queryVerb("artifact.list", {
+    doc: "List artifacts, oldest first: all, or those of one thing.",
+    args: {
+      ...ofArgs,
+      "linked-to": {
+        type: "string",
+        valueHint: "ID",
+        description: "only those of the thing with this id, whatever it is",
+      },
+    },
+    examples: [
+      "mp artifact list --session SESSION            the output of a run",
+      "mp artifact list --project core --workspace demo",
+    ],
+    given: async (link, values) => {
+      const to = await linkedTo(link, values);
+      return isProblem(to) ? to : { "linked-to": to };
+    },
+    rows: (items, { link }) => withLinks(link, items),
+  });
+}
+
+/** The id of what a list is to be of; undefined where it is of everything. */
+async function linkedTo(
+  link: Link,
+  values: Readonly<Record<string, unknown>>,
+): Promise<string | undefined | Problem> {
+  const asked = [...Object.keys(ofArgs), "linked-to"].filter((name) => values[name] !== undefined);
+  const [name] = asked;
+  if (name === undefined) return undefined;
+  if (asked.length > 1)
+    return usage(
+      `${asked.map((each) => `--${each}`).join(" and ")} exclude each other`,
+      "a list is of one thing: give one of them",
+    );
+  const text = String(values[name]);
+  const within = values.workspace === undefined ? {} : await workspaceOf(link, String(values.workspace));
+  if (isProblem(within)) return within;
+  if (name !== "linked-to") return idOf(link, name, text, name === "worktree" ? {} : within);
+  if (!TAIL.test(text)) return text;
+  for (const kind of ["session", "task", "worktree", "project", "workspace", "board"]) {
+    const id = await idOf(link, kind, text);
+    if (!isProblem(id) || id.code !== "not_found") return id;
+  }
+  return problem("not_found", `there is nothing whose id ends in '${text}'`, {
+    hint: "'mp session list', 'mp task list' and the others show the ends of ids",
+  });
+}
+
+async function workspaceOf(link: Link, text: string): Promise<{ readonly workspace_id: string } | Problem> {
+  const workspace_id = await idOf(link, "workspace", text);
+  return isProblem(workspace_id) ? workspace_id : { workspace_id };
+}
+
+interface Linked {
+  readonly kind: string;
+  readonly id: string;
+}
+
+/** From what tells most of where an artifact comes from to what tells least. */
+const NEAREST = ["session", "task", "worktree", "board", "project", "workspace"];
+/** Questions that are under way at a time. */
+const AT_ONCE = 16;
+
+/** The rows of a list with what each is linked to, for the list itself does not tell. */
+async function withLinks(
+  link: Link,
+  items: readonly Readonly<Record<string, unknown>>[],
+): Promise<Rows | Problem> {
+  const rows: Readonly<Record<string, unknown>>[] = [];
+  for (let from = 0; from < items.length; from += AT_ONCE) {
+    const some = items.slice(from, from + AT_ONCE);
+    const answers = await Promise.all(
+      some.map(({ artifact_id }) => link.query("artifact.get", { artifact_id: String(artifact_id) })),
+    );
+    for (const [at, answer] of answers.entries()) {
+      if (isProblem(answer)) return answer;
+      rows.push({ ...some[at], links: nearestFirst(answer.links) });
+    }
+  }
+  return { items: rows };
+}
+
+function nearestFirst<L extends Linked>(links: readonly L[]): L[] {
+  return links.toSorted((a, b) => NEAREST.indexOf(a.kind) - NEAREST.indexOf(b.kind));
+}
+
+const LINKS: readonly Column[] = [
+  { name: "kind" },
+  { name: "id", as: "short" },
+  { name: "linked_at", title: "LINKED", as: "age" },
+];
+
+function getVerb(): Verb {
+  return queryVerb("artifact.get", {
+    doc: "Show one artifact, what it belongs to, and whether its bytes are in the store.",
+    examples: ["mp artifact get 5f0a11c2", "mp artifact get report.html --workspace demo --json"],
+    async show(answer, { out }) {
+      const whole = withoutPosition(answer);
+      if (!out.terminal) await out.record(whole);
+      else await out.print(await drawn(whole, out.colour));
+      return undefined;
+    },
+  });
+}
+
+async function drawn(whole: Readonly<Record<string, unknown>>, colour: boolean): Promise<string> {
+  const { drawPart, drawRecord, span } = await import("./terminal.ts");
+  const { links, expire_after_ms, stored, ...rest } = whole;
+  const { size, ...others } = rest;
+  const record = await forReading("artifact", {
+    size,
+    ...others,
+    bytes: stored ? "in the store" : "gone",
+    kept: typeof expire_after_ms === "number" ? `for ${span(expire_after_ms)}` : "until they are expired",
+  });
+  const all = nearestFirst(links as readonly (Linked & Readonly<Record<string, unknown>>)[]);
+  return `${drawRecord(record, colour)}${drawPart("belongs to", all, colour, LINKS)}`;
+}
+
+const MADE: readonly Column[] = [
+  { name: "name" },
+  { name: "size", as: "bytes" },
+  { name: "status" },
+  { name: "created_at", title: "CREATED", as: "age" },
+  { name: "artifact_id", title: "ID", as: "short" },
+];
+/** Artifacts that the record of another thing shows. */
+const MOST = 20;
+
+/**
+ * The artifacts of a thing as a part of its record; nothing where it has none.
+ * @param id of the thing
+ * @param all the command line that lists all of them
+ */
+export async function drawArtifactsOf(
+  link: Link,
+  id: string,
+  all: string,
+  colour: boolean,
+): Promise<string | Problem> {
+  const answer = await link.ask("artifact.list", { linked_to: id, limit: MOST });
+  if (isProblem(answer)) return answer;
+  const { items, next } = answer as Page;
+  if (items.length === 0) return "";
+  const { drawPart } = await import("./terminal.ts");
+  return drawPart(next === null ? "artifacts" : `artifacts, the first ${MOST}: ${all}`, items, colour, MADE);
+}
 
 const uploadArgs = {
   file: {
@@ -220,7 +392,7 @@ const downloadArgs = {
     type: "string",
     alias: ["o"],
     valueHint: "FILE",
-    description: "the file to write; - is standard output (the name that was typed, else the digest)",
+    description: "the file to write; - is standard output (as the artifact is called, else the digest)",
   },
   force: { type: "boolean", description: "replace a file that is there" },
   workspace: {
@@ -238,7 +410,8 @@ function downloadVerb(): Verb {
     (values, { out }) => interruptible((signal) => download(values, out, signal)),
     {
       notes: [
-        "A file takes its name only when all of it is there and its digest is right.",
+        "Without --output: a file of the artifact's name in the current folder, where that is a plain file name; else one that is",
+        "called sha256-HEX. A file takes its name only when all of it is there and its digest is right.",
         "On standard output the bytes come as they are read: exit code 5 says that their digest was wrong.",
         "A pipe gets TSV: path, digest, size; with --output - only the bytes.",
       ],
@@ -260,8 +433,8 @@ async function download(
   const link = daemonLink(values);
   const found = await digestOf(link, values.artifact, values.workspace);
   if (isProblem(found)) return found;
-  const { digest, artifact_id } = found;
-  const path = resolve(values.output ?? fileNameOf(values.artifact, digest));
+  const { digest, artifact_id, name } = found;
+  const path = resolve(values.output ?? fileNameOf(name, digest));
   if (!toOutput && !values.force && existsSync(path)) return thereAlready(path);
   const at = await link.address();
   if (isProblem(at)) return at;
@@ -291,30 +464,30 @@ async function download(
   }
 }
 
-/** The digest that a word stands for, and of which artifact. */
-async function digestOf(
-  link: Link,
-  text: string,
-  workspace: string | undefined,
-): Promise<{ readonly digest: string; readonly artifact_id?: string } | Problem> {
-  if (DIGEST.test(text)) return { digest: text };
-  const within = workspace === undefined ? undefined : await idOf(link, "workspace", workspace);
-  if (isProblem(within)) return within;
-  const artifact_id = await idOf(
-    link,
-    "artifact",
-    text,
-    within === undefined ? {} : { workspace_id: within },
-  );
-  if (isProblem(artifact_id)) return artifact_id;
-  const found = await link.query("artifact.get", { artifact_id });
-  return isProblem(found) ? found : { digest: found.digest, artifact_id };
+interface Found {
+  readonly digest: string;
+  readonly artifact_id?: string;
+  /** What the artifact is called. */
+  readonly name?: string | null;
 }
 
-/** The name of the file: what the user typed, where that is a plain file name and no id; else the digest. */
-function fileNameOf(typed: string, digest: string): string {
-  const plain = /^[^./\\:-][^/\\:]*$/.test(typed) && !/^[0-9a-f-]{8,36}$/i.test(typed);
-  return plain ? typed : digest.replace(":", "-");
+/** The digest that a word stands for, and of which artifact. */
+async function digestOf(link: Link, text: string, workspace: string | undefined): Promise<Found | Problem> {
+  if (DIGEST.test(text)) return { digest: text };
+  const within = workspace === undefined ? {} : await workspaceOf(link, workspace);
+  if (isProblem(within)) return within;
+  const artifact_id = await idOf(link, "artifact", text, within);
+  if (isProblem(artifact_id)) return artifact_id;
+  const found = await link.query("artifact.get", { artifact_id });
+  return isProblem(found) ? found : { digest: found.digest, artifact_id, name: found.name };
+}
+
+/** A file name that is no path, no option, nothing hidden, and that can be seen. */
+const PLAIN = /^[^./\\:\s-](?:[^/\\:]*[^/\\:\s])?$/;
+
+/** The name of the file: the artifact's, where that is a plain file name; else its digest. */
+function fileNameOf(name: string | null | undefined, digest: string): string {
+  return name && NAME.test(name) && PLAIN.test(name) ? name : digest.replace(":", "-");
 }
 
 /**

@@ -14,7 +14,7 @@ import {
 import { join } from "node:path";
 import { proxy } from "../client/proxy.ts";
 import { run, start, tempHome, waitFor } from "../support/binary.ts";
-import { type Cli, cli } from "./cli.ts";
+import { atTerminal, type Cli, cli, lines } from "./cli.ts";
 
 const home = tempHome();
 const folder = tempHome();
@@ -127,11 +127,13 @@ describe("download", () => {
     return { ...made, artifact_id: told.split("\t")[0]! };
   }
 
-  test("writes what was asked for by name under that name, and by id or digest under its digest", async () => {
+  test("writes a file of the artifact's name, asked for by name or id; by digest under its digest", async () => {
     const { name, bytes, digest, artifact_id } = await uploaded();
     for (const [asked, expected] of [
       [name, name],
-      [artifact_id, digest.replace(":", "-")],
+      [name.toUpperCase(), name],
+      [artifact_id, name],
+      [artifact_id.slice(-8), name],
       [digest, digest.replace(":", "-")],
     ] as const) {
       const { cwd, code, stdout } = await within("artifact", "download", asked);
@@ -142,14 +144,29 @@ describe("download", () => {
     }
   });
 
-  test("never takes a file's name from the daemon", async () => {
+  test("takes no name for the file that is more than a plain name", async () => {
+    const odd = ["../../evil", "/etc/evil", "..", ".profile", "-rf", "a:b", "a\\b", "  ", "end "];
     const { path, digest } = file();
-    const words = ["--workspace", "demo", "--name", "../../evil"];
-    const [artifact_id] = (await mp.out("artifact", "upload", path, ...words)).split("\t") as [string];
-    for (const asked of [artifact_id, "../../evil"]) {
-      const { cwd } = await within("artifact", "download", asked);
-      expect(readdirSync(cwd)).toEqual([digest.replace(":", "-")]);
+    for (const name of odd) {
+      const words = ["--workspace", "demo", `--name=${name}`];
+      const [artifact_id] = (await mp.out("artifact", "upload", path, ...words)).split("\t") as [string];
+      const { cwd } = await within("artifact", "download", artifact_id);
+      expect([name, ...readdirSync(cwd)]).toEqual([name, digest.replace(":", "-")]);
     }
+  });
+
+  test("leaves a file of that name alone", async () => {
+    const { name, artifact_id, bytes } = await uploaded();
+    const cwd = mkdtempSync(join(folder, "in-"));
+    writeFileSync(join(cwd, name), "mine");
+    const words = ["artifact", "download", artifact_id];
+    expect(await run(words, { home, cwd })).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("--force"),
+    });
+    expect(readFileSync(join(cwd, name), "utf8")).toBe("mine");
+    expect((await run([...words, "--force"], { home, cwd })).code).toBe(0);
+    expect(readFileSync(join(cwd, name), "utf8")).toBe(bytes);
   });
 
   test("goes to standard output, with nothing else", async () => {
@@ -222,5 +239,74 @@ describe("download", () => {
     const { digest } = await uploaded();
     expect(await mp.refused(1, "artifact", "download", digest, "-o", nowhere)).toContain("ENOENT");
     expect(existsSync(nowhere)).toBe(false);
+  });
+});
+
+describe("list and get", () => {
+  let session: string;
+  let task: string;
+  let made: string;
+  let other: string;
+  const seen = async (...args: string[]) =>
+    (await atTerminal(args, { home, columns: 90, env: { NO_COLOR: "1" } })).shown;
+  const listed = async (...args: string[]) =>
+    lines(await mp.out("artifact", "list", ...args)).map((line) => line.split("\t")[0]);
+
+  beforeAll(async () => {
+    const spawned = await mp.out("session", "spawn", "--workspace", "demo", "--agent", "ada");
+    session = spawned.split("\t")[0]!;
+    task = await mp.out("task", "create", "a task", "--project", "core", "--workspace", "demo");
+    const path = join(folder, "big.bin");
+    writeFileSync(path, Buffer.alloc(3 << 20));
+    const words = ["artifact", "upload", path, "--workspace", "demo"];
+    made = (await mp.out(...words, "--session", session, "--task", task, "--project", "core")).split(
+      "\t",
+    )[0]!;
+    other = (await mp.out(...words, "--name", "other", "--session", session)).split("\t")[0]!;
+  });
+
+  test("those of one thing, by the flags that upload has, also by the ends of ids and by names", async () => {
+    for (const of of [session, session.slice(-8), session.slice(-8).toUpperCase()]) {
+      expect(await listed("--session", of)).toEqual([made, other]);
+      expect(await listed("--linked-to", of)).toEqual([made, other]);
+    }
+    expect(await listed("--task", task.slice(-8))).toEqual([made]);
+    expect(await listed("--linked-to", task.slice(-8))).toEqual([made]);
+    expect(await listed("--project", "core", "--workspace", "demo")).toContain(made);
+    const found = await mp.json<{ items: object[] }>("artifact", "list", "--session", session.slice(-8));
+    expect(found.items).toHaveLength(2);
+    expect(found.items[0]).not.toHaveProperty("links");
+  });
+
+  test("what is nothing, or two things, is refused", async () => {
+    expect(await mp.refused(3, "artifact", "list", "--linked-to", "00000000")).toContain(
+      "ends in '00000000'",
+    );
+    expect(await mp.refused(2, "artifact", "list", "--linked-to", "nothing")).toContain("--linked-to");
+    expect(await mp.refused(3, "artifact", "list", "--session", "00000000")).toContain("session");
+    expect(await mp.refused(2, "artifact", "list", "--session", session, "--task", task)).toContain(
+      "--session and --task exclude each other",
+    );
+  });
+
+  test("a terminal shows what each is of, and when it came; a pipe has the columns it had", async () => {
+    const [head, ...rows] = lines(await seen("artifact", "list", "--session", session));
+    expect(head!.split(/ {2,}/)).toEqual(["NAME", "SIZE", "STATUS", "LINKED TO", "CREATED", "ID"]);
+    expect(rows.map((row) => row.split(/ {2,}/).filter((_, at) => at !== 4))).toEqual([
+      ["big.bin", "3.0 MiB", "available", `session ${session.slice(-8)} +3`, made.slice(-8)],
+      ["other", "3.0 MiB", "available", `session ${session.slice(-8)} +1`, other.slice(-8)],
+    ]);
+    expect(lines(await mp.out("artifact", "list", "--session", session))[0]!.split("\t")).toHaveLength(13);
+  });
+
+  test("one artifact: its size in words and in bytes, what it belongs to", async () => {
+    const shown = await seen("artifact", "get", made);
+    expect(shown).toMatch(
+      /^name +big\.bin\nstatus +available\nartifact id .*\nsize +3\.0 MiB \(3145728 bytes\)\n/,
+    );
+    expect(shown).toMatch(
+      new RegExp(`\\nbelongs to\\nKIND .*\\nsession +${session.slice(-8)} +\\w+\\ntask `),
+    );
+    expect(await mp.out("artifact", "get", made)).toContain("\nsize\t3145728\n");
   });
 });

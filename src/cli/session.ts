@@ -1,10 +1,12 @@
 /**
- * `mp session` beyond its registry (SPEC §8, §12): the tree as a tree, and the wrapper around a command.
+ * `mp session` beyond its registry (SPEC §8, §12): the tree as a tree, one session with what it holds and has made.
  *
- * What is drawn needs no second look at the daemon: the rows come in the order of the tree, each with its depth.
+ * A tree needs no second look at the daemon: the rows come in the order of the tree, each with its depth.
  */
+import { isProblem, type Problem } from "../kernel/problems.ts";
 import type { Verb } from "./command.ts";
-import { type Page, queryVerb } from "./domain.ts";
+import { forReading, type Page, queryVerb, sayBelow, withoutPosition } from "./domain.ts";
+import type { Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { usage } from "./parse.ts";
 
@@ -18,6 +20,7 @@ interface Row {
   readonly agent_name: string;
   readonly children: number;
   readonly worst_status: string | null;
+  readonly forked_from_session_id: string | null;
   readonly updated_at: string;
 }
 
@@ -29,17 +32,19 @@ const COLUMNS: readonly Column[] = [
 /** Columns that a name and its branches have at least. */
 const NARROWEST = 20;
 
-/** States at a glance, also without colour. */
+/** States at a glance, also without colour; from the best to the worst. */
 const MARKS: Readonly<Record<string, string>> = {
-  starting: "◌",
-  running: "●",
+  completed: "✓",
+  cancelled: "-",
   idle: "○",
+  running: "●",
+  starting: "◌",
   waiting: "◐",
   lost: "!",
-  completed: "✓",
   failed: "✗",
-  cancelled: "-",
 };
+const SEVERITY = Object.keys(MARKS);
+const OVER = new Set(["completed", "cancelled", "lost", "failed"]);
 
 /** The verbs of sessions that are not derived. */
 export function sessionVerbs(): Readonly<Record<string, Verb>> {
@@ -55,14 +60,19 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
             description:
               "show so many levels, and of what is below them how many there are and the worst status",
           },
+          live: { type: "boolean", description: "only those that are there, and those above them" },
         },
+        document: (answer, { live }) =>
+          live ? { ...answer, items: livePart(answer.items as unknown as readonly Row[]) } : answer,
         notes: [
-          "Without ROOT: every tree, oldest first. The worst status is that of the worst of all below, from best to worst:",
-          "completed, cancelled, idle, running, starting, waiting, lost, failed.",
+          "Without ROOT: every tree, oldest first, also what has ended; --live leaves out what has ended or is lost.",
+          "The worst status is that of the worst of all below, also of those that are not shown, from best to worst:",
+          `${SEVERITY.join(", ")}. A terminal shows it where it is worse than the session's own.`,
           `A pipe gets TSV without a header: ${COLUMNS.map(({ name }) => name).join(", ")}.`,
         ],
         examples: [
           "mp session tree",
+          "mp session tree --live",
           "mp session tree SESSION --depth 2",
           "mp session tree --workspace demo --json",
         ],
@@ -70,13 +80,113 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
           const { items, next } = answer as Page;
           const levels = values.depth as number | undefined;
           if (levels === 0) return usage("--depth must be 1 or more", "leave it out to see all levels");
-          await show(items as unknown as readonly Row[], levels ?? Number.POSITIVE_INFINITY, out);
+          const all = items as unknown as readonly Row[];
+          const kept = values.live ? livePart(all) : all;
+          await show(kept, levels ?? Number.POSITIVE_INFINITY, out);
+          await sayBelow(ofOver(all, all.length - kept.length, values.live === true), out);
           if (next !== null) await note(`there are more: --cursor ${next}`);
           return undefined;
         },
       });
     },
+    get list() {
+      return queryVerb("session.list", {
+        doc: "List sessions, oldest first, also those that have ended; --live leaves those out.",
+        examples: ["mp session list --live", "mp session list --workspace demo --status waiting"],
+        async rows(items, { values }) {
+          const asked = values.live !== undefined || values.status !== undefined;
+          return { items, below: asked ? undefined : ofOver(items as unknown as readonly Row[], 0, false) };
+        },
+      });
+    },
+    get get() {
+      return queryVerb("session.get", {
+        doc: "Show one session: how it is, what it holds, and what it has made.",
+        examples: ["mp session get 7f45e807", "mp session get SESSION --json | jq .expires_at"],
+        async show(answer, { link, out }) {
+          const whole = withoutPosition(answer);
+          if (!out.terminal) {
+            await out.record(whole);
+            return undefined;
+          }
+          const drawn = await drawnOne(whole as unknown as Session, link, out.colour);
+          if (typeof drawn !== "string") return drawn;
+          await out.print(drawn);
+          return undefined;
+        },
+      });
+    },
   };
+}
+
+/** Of the rows of a tree those that are there, with those above them. */
+function livePart<R extends { readonly status: string; readonly depth: number }>(rows: readonly R[]): R[] {
+  const kept: R[] = [];
+  /** The depth that the row above is looked for at: its child is kept. */
+  let above = -1;
+  for (const row of rows.toReversed()) {
+    if (OVER.has(row.status) && row.depth !== above) continue;
+    kept.push(row);
+    above = row.depth - 1;
+  }
+  return kept.reverse();
+}
+
+/** What is said below sessions about those that are over. */
+function ofOver(rows: readonly Row[], hidden: number, live: boolean): string | undefined {
+  if (hidden > 0) return `${hidden} that ended or are lost are hidden: leave out --live to see them`;
+  const over = rows.filter(({ status }) => OVER.has(status)).length;
+  return live || over === 0 ? undefined : `${over} of ${rows.length} ended or are lost: --live hides them`;
+}
+
+/** `session.get`, as far as it is drawn in its own way. */
+interface Session extends Readonly<Record<string, unknown>> {
+  readonly session_id: string;
+  readonly agent_name: string;
+  readonly agent_version: string | null;
+  readonly agent_model: string | null;
+  readonly forked_from_session_id: string | null;
+  readonly forked_at_seq: number | null;
+  readonly fork_mode: string | null;
+  readonly attachments: readonly Readonly<Record<string, unknown>>[];
+  readonly claims: readonly Readonly<Record<string, unknown>>[];
+}
+
+/** What the record of a session leaves out: told elsewhere in it, or bookkeeping. */
+const ELSEWHERE = new Set([
+  ...["agent_version", "agent_model", "forked_from_session_id", "forked_at_seq", "fork_mode"],
+  ...["root_session_id", "depth", "attachments", "claims"],
+]);
+
+const ATTACHMENTS: readonly Column[] = [
+  { name: "worktree_id", title: "WORKTREE", as: "short" },
+  { name: "mode" },
+];
+const CLAIMS: readonly Column[] = [{ name: "task_id", title: "TASK", as: "short" }, { name: "epoch" }];
+
+async function drawnOne(session: Session, link: Link, colour: boolean): Promise<string | Problem> {
+  const { drawPart, drawRecord, shortId } = await import("./terminal.ts");
+  const { drawArtifactsOf } = await import("./artifact.ts");
+  const { session_id, agent_name, agent_version, agent_model, attachments, claims } = session;
+  const { forked_from_session_id: from, forked_at_seq, fork_mode } = session;
+  const model = agent_model === null ? "" : ` (${agent_model})`;
+  const told = Object.entries(session).filter(([name]) => !ELSEWHERE.has(name) && name !== "agent_name");
+  const record = await forReading("session", {
+    agent: `${agent_name}${agent_version === null ? "" : ` ${agent_version}`}${model}`,
+    ...(from !== null && { fork: `of ${shortId(from)} at #${forked_at_seq}, ${fork_mode}` }),
+    ...Object.fromEntries(told),
+  });
+  const all = `mp artifact list --session ${shortId(session_id)}`;
+  const artifacts = await drawArtifactsOf(link, session_id, all, colour);
+  if (isProblem(artifacts)) return artifacts;
+  const part = (title: string, rows: readonly Readonly<Record<string, unknown>>[], columns: typeof CLAIMS) =>
+    rows.length > 0 ? drawPart(title, rows, colour, columns) : "";
+  return [
+    drawRecord(record, colour),
+    part("attached to", attachments, ATTACHMENTS),
+    part("claims", claims, CLAIMS),
+    artifacts,
+  ].join("");
 }
 
 async function show(rows: readonly Row[], levels: number, out: Output): Promise<void> {
@@ -104,37 +214,49 @@ async function drawn(
   last: number,
   out: Output,
 ): Promise<string> {
-  const { ago, cut, mood, pad, paint, safe, shortId, width } = await import("./terminal.ts");
+  const { ago, cut, mood, pad, paint, shortId, visible, width } = await import("./terminal.ts");
   const colours = paint(out.colour);
   const lines = rows.map((row) => {
     const { status, waiting_for, title, agent_name, depth, below, worst_status, updated_at } = row;
+    const isWorse = SEVERITY.indexOf(worst_status ?? "") > SEVERITY.indexOf(status);
+    const agent = visible(agent_name);
     return {
       row,
-      called: safe(title === null ? agent_name : `${title} (${agent_name})`),
+      called: title === null ? agent : `${visible(title)} (${agent})`,
       state: waiting_for === null ? status : `${status} for ${waiting_for.replaceAll("_", " ")}`,
       age: ago(updated_at),
-      more: depth === last && below > 0 ? `+ ${below} below, worst ${worst_status}` : "",
+      fork: row.forked_from_session_id === null ? "" : `fork of ${shortId(row.forked_from_session_id)}`,
+      more:
+        depth === last && below > 0
+          ? `+ ${below} below, worst ${worst_status}`
+          : isWorse
+            ? `worst ${worst_status}`
+            : "",
     };
   });
   const widest = (texts: readonly string[]) =>
     texts.reduce((most, text) => Math.max(most, Bun.stringWidth(text)), 0);
   const states = widest(lines.map(({ state }) => state));
   const ages = widest(lines.map(({ age }) => age));
-  const mores = widest(lines.map(({ more }) => more));
-  // Two spaces between two columns; the id's last.
-  const rest = 2 + states + 2 + ages + 2 + shortId(rows[0]!.session_id).length + (mores > 0 ? 2 + mores : 0);
-  const room = Math.max(NARROWEST, width() - rest);
+  const mores = widest(lines.map(({ fork, more }) => [fork, more].filter(Boolean).join("  ")));
+  // Two spaces in front of each column behind the first.
+  const others = [states, ages, shortId(rows[0]!.session_id).length, mores].filter((each) => each > 0);
+  const left = others.reduce((room, each) => room - 2 - each, width());
+  // Where it is too narrow for all, the age is what one can do without.
+  const withAge = left >= NARROWEST;
+  const room = Math.max(NARROWEST, withAge ? left : left + 2 + ages);
   const branches = branchesOf(rows, Math.floor(room / 2));
   const names = Math.min(room, widest(lines.map(({ called }, at) => `${branches[at]}M ${called}`)));
-  const drawnLines = lines.map(({ row, called, state, age, more }, at) => {
+  const drawnLines = lines.map(({ row, called, state, age, fork, more }, at) => {
     const branch = branches[at]!;
     const mark = mood(row.status, MARKS[row.status] ?? "?", out.colour);
     const name = cut(called, names - Bun.stringWidth(branch) - 2);
     const cells = [
       pad(`${branch === "" ? "" : colours.dim(branch)}${mark} ${name}`, names),
       mood(row.status, pad(state, states), out.colour),
-      colours.dim(pad(age, ages)),
+      ...(withAge ? [colours.dim(pad(age, ages))] : []),
       colours.dim(shortId(row.session_id)),
+      ...(fork === "" ? [] : [colours.dim(fork)]),
       ...(more === "" ? [] : [mood(row.worst_status ?? "", more, out.colour)]),
     ];
     return `${cells.join("  ")}\n`;

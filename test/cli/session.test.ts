@@ -177,7 +177,14 @@ describe("session tree", () => {
     ]);
     expect(rows[2]).toStartWith("│  └─ ◐ 漢字 tests (tester)  waiting for approval  ");
     for (const [at, id] of [top, left, below, right].entries())
-      expect(rows[at]).toEndWith(`  ${id.slice(-8)}`);
+      expect(rows[at]).toContain(`  ${id.slice(-8)}`);
+    // The worst below, where it is worse than the row's own.
+    expect(rows.map((row) => row.split(/ {2,}/).at(-1)!)).toEqual([
+      "worst waiting",
+      "worst waiting",
+      below.slice(-8),
+      right.slice(-8),
+    ]);
     const columns = rows.map((row, at) =>
       Bun.stringWidth(row.slice(0, row.indexOf(["starting", "running", "waiting", "starting"][at]!))),
     );
@@ -208,7 +215,80 @@ describe("session tree", () => {
   test("states are coloured", async () => {
     const { shown } = await atTerminal(["session", "tree", left], { home });
     expect(shown).toContain("\u001b[32m●\u001b[39m coder");
+    expect(shown).toContain("\u001b[33mworst waiting\u001b[39m");
   });
+});
+
+describe("what has ended", () => {
+  let root: string;
+  let ended: string;
+  let deep: string;
+  let gone: string;
+
+  beforeAll(async () => {
+    await out("workspace", "create", "ended");
+    const begin = async (...args: string[]) =>
+      (await out("session", "spawn", "--workspace", "ended", "--agent", "a", ...args)).split("\t")[0]!;
+    root = await begin();
+    ended = await begin("--parent-session", root);
+    deep = await begin("--parent-session", ended);
+    gone = await begin("--parent-session", ended);
+    for (const id of [root, ended, gone]) await out("session", "report-status", id, "running");
+    await out("session", "end", ended, "completed");
+    await out("session", "end", gone, "failed");
+  });
+
+  const ids = (text: string) => [...text.matchAll(/ ([0-9a-f]{8})(?= |$)/gm)].map((found) => found[1]);
+  const tails = (...all: string[]) => all.map((id) => id.slice(-8));
+
+  test("is in the tree unless --live: then those that are there, and those above them", async () => {
+    const tree = ["session", "tree", "--workspace", "ended"];
+    const all = await plainly(tree);
+    expect(ids(all)).toEqual(tails(root, ended, deep, gone));
+    expect(lines(all).at(-1)).toBe("2 of 4 ended or are lost: --live hides them");
+    expect(lines(all)[0]).toEndWith("  worst failed");
+    const live = await plainly([...tree, "--live"]);
+    expect(ids(live)).toEqual(tails(root, ended, deep));
+    expect(lines(live).at(-1)).toBe("1 that ended or are lost are hidden: leave out --live to see them");
+    const found = await json<{ items: { session_id: string }[] }>(...tree, "--live");
+    expect(found.items.map(({ session_id }) => session_id)).toEqual([root, ended, deep]);
+    expect(lines(await out(...tree, "--live"))).toHaveLength(3);
+    expect(lines(await out(...tree))).toHaveLength(4);
+  });
+
+  test("is in the list, with a word about --live", async () => {
+    const all = await plainly(["session", "list", "--workspace", "ended"]);
+    expect(lines(all)).toHaveLength(6);
+    expect(lines(all).at(-1)).toBe("2 of 4 ended or are lost: --live hides them");
+    const live = await plainly(["session", "list", "--workspace", "ended", "--live"]);
+    expect(ids(live)).toEqual(tails(root, deep));
+    expect((await atTerminal(["session", "list", "--workspace", "ended"], { home })).shown).toContain(
+      "\u001b[2m2 of 4 ended or are lost: --live hides them\u001b[22m",
+    );
+  });
+});
+
+test("a fork says of which session it is, in the tree and alone", async () => {
+  const from = await spawn("first");
+  const fork = (await out("session", "fork", from, "planning_only", "--title", "another way")).split(
+    "\t",
+  )[0]!;
+  const row = lines(await plainly(["session", "tree", fork]))[0]!;
+  expect(row).toEndWith(`  ${fork.slice(-8)}  fork of ${from.slice(-8)}`);
+  expect(await plainly(["session", "get", fork])).toMatch(
+    new RegExp(`\\nfork +of ${from.slice(-8)} at #\\d+, planning_only\\n`),
+  );
+});
+
+test("one session shows what it has made", async () => {
+  const id = await spawn("maker");
+  const path = `${home}/made.txt`;
+  await Bun.write(path, "12345");
+  const artifact = (await out("artifact", "upload", path, "--session", id)).split("\t")[0]!;
+  const shown = await plainly(["session", "get", id]);
+  expect(shown).toMatch(
+    new RegExp(`\\n\\nartifacts\\nNAME .*\\nmade\\.txt +5 B +available +\\w+ +${artifact.slice(-8)}\\n$`),
+  );
 });
 
 test("a list has the columns a person wants, in a pipe all of them", async () => {
@@ -219,8 +299,9 @@ test("a list has the columns a person wants, in a pipe all of them", async () =>
 
 test("one session: a person sees what is there, a pipe gets every member", async () => {
   const shown = await plainly(["session", "get", top]);
-  expect(shown).toMatch(/^session id +[0-9a-f-]{36}\n/);
-  expect(shown).toMatch(/\nagent name +ada\n/);
+  expect(shown).toMatch(/^title +the plan\nstatus +starting\nsession id +[0-9a-f-]{36}\nagent +ada\n/);
+  expect(shown).toMatch(/\nttl +5m\n/);
+  expect(shown).toMatch(/\nexpires at +\d{4}-\d\d-\d\d [\d:]{8} \(in \w+\)\n/);
   expect(shown).not.toContain("–");
   expect(lines(await out("session", "get", top)).map((line) => line.split("\t")[0])).toContain("exit_code");
 });

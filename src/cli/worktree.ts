@@ -10,10 +10,10 @@ import { existsSync } from "node:fs";
 import { paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
-import { type Answered, commandVerb, tell, withoutPosition } from "./domain.ts";
+import { type Answered, commandVerb, forReading, queryVerb, tell, withoutPosition } from "./domain.ts";
 import { carried } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
-import { isTerminal, note, type Output } from "./output.ts";
+import { type Column, isTerminal, note, type Output } from "./output.ts";
 import { wantedBy } from "./payload.ts";
 import { surface } from "./surface.ts";
 import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
@@ -75,7 +75,91 @@ export function worktreeVerbs(): Readonly<Record<string, Verb>> {
     get check() {
       return checkVerb();
     },
+    get list() {
+      return listVerb();
+    },
+    get get() {
+      return getVerb();
+    },
   };
+}
+
+/** States in which nothing of a worktree is on the disk, and its place is free. */
+const GONE = new Set(["removed", "failed"]);
+
+function listVerb(): Verb {
+  const derived = queryVerb("worktree.list");
+  return queryVerb("worktree.list", {
+    doc: "List worktrees, oldest first; at a terminal without those that were removed or never came to be.",
+    args: {
+      all: { type: "boolean", description: "at a terminal, also those that are removed or failed" },
+    },
+    notes: [
+      ...(derived.more.notes ?? []),
+      "A pipe and --json always get all, a terminal too with --all, --status or --path.",
+    ],
+    examples: ["mp worktree list", "mp worktree list --all --project core"],
+    async rows(items, { values }) {
+      if (values.all || values.status !== undefined || values.path !== undefined) return { items };
+      const kept = items.filter(({ status }) => !GONE.has(String(status)));
+      const counts = [...GONE].flatMap((gone) => {
+        const count = items.filter(({ status }) => status === gone).length;
+        return count > 0 ? [`${count} ${gone}`] : [];
+      });
+      return {
+        items: kept,
+        below: counts.length > 0 ? `hidden: ${counts.join(", ")}; --all shows them` : undefined,
+      };
+    },
+  });
+}
+
+/** `worktree.get`, as far as it is drawn in its own way. */
+interface Whole extends Readonly<Record<string, unknown>> {
+  readonly writer: {
+    readonly session_id: string;
+    readonly epoch: number;
+    readonly expires_at: string;
+  } | null;
+  readonly writer_status: string;
+  readonly writer_epoch: number;
+  readonly attachments: readonly Readonly<Record<string, unknown>>[];
+}
+
+const ATTACHMENTS: readonly Column[] = [
+  { name: "session_id", title: "SESSION", as: "short" },
+  { name: "mode" },
+  { name: "attached_at", title: "ATTACHED", as: "age" },
+];
+
+function getVerb(): Verb {
+  return queryVerb("worktree.get", {
+    doc: "Show one worktree: what git says of it, who is attached to it and who writes.",
+    examples: ["mp worktree get ../core-fix", "mp worktree get . --json | jq .writer"],
+    async show(answer, { out }) {
+      const whole = withoutPosition(answer);
+      if (!out.terminal) await out.record(whole);
+      else await out.print(await drawn(whole as unknown as Whole, out.colour));
+      return undefined;
+    },
+  });
+}
+
+async function drawn(worktree: Whole, colour: boolean): Promise<string> {
+  const { drawPart, drawRecord, timeAndAge } = await import("./terminal.ts");
+  const { writer, writer_status, writer_epoch, writer_session_id: _, attachments, ...rest } = worktree;
+  const before = writer_epoch > 0 ? `, the last epoch was ${writer_epoch}` : "";
+  const { branch, ...others } = rest;
+  const record = await forReading("worktree", {
+    branch,
+    writer: writer
+      ? `session ${writer.session_id}, epoch ${writer.epoch}, until ${timeAndAge(writer.expires_at)}`
+      : `nobody: the lock is ${writer_status}${before}`,
+    ...others,
+  });
+  const attached =
+    attachments.length > 0 ? drawPart("attached sessions", attachments, colour, ATTACHMENTS) : "";
+  return `${drawRecord(record, colour)}${attached}`;
 }
 
 /** Say what git made of the intent. */

@@ -231,3 +231,55 @@ test("sentences and help", async () => {
   expect(await refused(2, "worktree", "chek")).toContain("did you mean 'mp worktree check'?");
   expect(await out("worktree", "create", "--help")).toContain("a folder that is not there yet");
 });
+
+describe("list and get at a terminal", () => {
+  test("what was removed or never came to be is hidden, and counted; a pipe gets all", async () => {
+    await out("workspace", "create", "hidden");
+    await out("project", "create", "hidden", "--workspace", "hidden", "--repo-path", repo);
+    for (const name of ["stays", "goes"])
+      await out("worktree", "create", at(name), name, "--project", "hidden");
+    await out("worktree", "remove", at("goes"));
+    git("branch", "used");
+    git("worktree", "add", "-q", at("user"), "used");
+    expect((await mp("worktree", "create", at("never"), "used", "--project", "hidden")).code).toBe(1);
+    const list = ["worktree", "list", "--project", "hidden"];
+    const names = (text: string) =>
+      lines(text).flatMap((line) => /(stays|goes|never) /.exec(line)?.[1] ?? []);
+    const shown = await plainly(...list);
+    expect(names(shown)).toEqual(["stays"]);
+    expect(lines(shown).at(-1)).toBe("hidden: 1 removed, 1 failed; --all shows them");
+    expect(names(await plainly(...list, "--all"))).toEqual(["stays", "goes", "never"]);
+    expect(names(await plainly(...list, "--status", "removed"))).toEqual(["goes"]);
+    expect(names(await plainly("worktree", "list", "--path", at("never")))).toEqual(["never"]);
+    expect(lines(await out(...list))).toHaveLength(3);
+    expect((await json<{ items: object[] }>(...list)).items).toHaveLength(3);
+    expect(await out("worktree", "list", "--help")).toContain("--all");
+  });
+
+  test("a narrow list tells worktrees apart by the ends of their paths", async () => {
+    const { shown } = await atTerminal(["worktree", "list", "--project", "hidden"], {
+      home,
+      columns: 45,
+      env: { NO_COLOR: "1" },
+    });
+    expect(lines(shown)[1]).toStartWith("…/stays ");
+  });
+
+  test("one worktree: its writer is told once, with how long", async () => {
+    const epoch = await locked("whole");
+    const shown = await plainly("worktree", "get", at("whole"));
+    expect(shown).toMatch(/^path +\S+\/whole\nstatus +present\nworktree id +\S{36}\nbranch +whole\n/);
+    expect(shown).toMatch(
+      new RegExp(
+        `\\nwriter +session ${session}, epoch ${epoch}, until [\\d-]{10} [\\d:]{8} \\(in \\w+\\)\\n`,
+      ),
+    );
+    expect(shown.match(/writer/g)).toHaveLength(1);
+    expect(shown).toMatch(/\nattached sessions\nSESSION +MODE +ATTACHED\n[0-9a-f]{8} +write +\w+\n$/);
+    await out("worktree", "release-writer", at("whole"), "--session", session, "--epoch", epoch);
+    expect(await plainly("worktree", "get", at("whole"))).toContain(
+      `nobody: the lock is free, the last epoch was ${epoch}\n`,
+    );
+    expect(await out("worktree", "get", at("whole"))).toContain(`\nwriter_epoch\t${epoch}\n`);
+  });
+});

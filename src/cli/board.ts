@@ -6,6 +6,7 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Ending, type Verb, verb } from "./command.ts";
+import { commandVerb, tell } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
 import type { Column, Output } from "./output.ts";
@@ -47,7 +48,7 @@ const PAGE = 1_000;
 /** Cards of a lane that a terminal shows when nobody says how many. */
 const CARDS = 20;
 /** A lane beside others is at least so wide, with so much between two. */
-const NARROWEST = 24;
+const NARROWEST = 16;
 const GAP = 2;
 /** Between two drawings, however much happens. */
 const REST_MS = 100;
@@ -67,7 +68,28 @@ export function boardVerbs(): Readonly<Record<string, Verb>> {
     get snapshot() {
       return showVerb();
     },
+    get "add-node"() {
+      return placingVerb("board.add_node");
+    },
+    get "move-node"() {
+      return placingVerb("board.move_node");
+    },
   };
+}
+
+/** A command that puts a node into a lane, and says into which. */
+function placingVerb(type: string): Verb {
+  return commandVerb(type, {
+    async show(receipt, context) {
+      const { link, out, values } = context;
+      if (!out.terminal || out.asJson) return tell(receipt, context);
+      const { laneNamed } = await import("./lanes.ts");
+      const lane = await laneNamed(link, String(values.lane), receipt.subject.id);
+      // It is done all the same: somebody may have renamed the lane since.
+      const name = isProblem(lane) ? String(values.lane) : lane.name;
+      return tell(receipt, context, surface(), `to ${name}`);
+    },
+  });
 }
 
 function showVerb(): Verb {
@@ -260,7 +282,7 @@ function laneLines(
   most: number,
   columns: number,
   colour: boolean,
-  { cut, mood, paint, safe, shortId }: typeof import("./terminal.ts"),
+  { cut, mood, paint, safe, shortId, visible }: typeof import("./terminal.ts"),
 ): string[] {
   const colours = paint(colour);
   const count = lane.wip_limit === null ? `${lane.node_count}` : `${lane.node_count}/${lane.wip_limit}`;
@@ -268,11 +290,15 @@ function laneLines(
   const name = cut(safe(lane.name), columns - told.length - 1);
   const cards = all.slice(0, most).flatMap((node) => {
     const { kind, status, title, text, ref_id, node_id } = node;
-    const called = safe(title ?? text ?? "");
+    const called = visible(title ?? text ?? "");
     const mark = status === null ? colours.dim("·") : mood(status, "●", colour);
-    const state = status === null ? "" : `${mood(status, status.replaceAll("_", " "), colour)} `;
-    const second = `  ${colours.dim(`${kind} `)}${state}${colours.dim(shortId(ref_id ?? node_id))}`;
-    return [`${mark} ${cut(called, columns - 2)}`, second];
+    const id = shortId(ref_id ?? node_id);
+    const state = (status ?? "").replaceAll("_", " ");
+    // What there is no room for goes: first what it is, then the end of how it is, for the mark tells that too.
+    const room = columns - id.length - 1;
+    const [what = ""] = [`  ${kind} `, "  "].filter((each) => each.length + state.length <= room);
+    const how = state === "" ? "" : `${mood(status ?? "", cut(state, room - what.length), colour)} `;
+    return [`${mark} ${cut(called, columns - 2)}`, `${colours.dim(what)}${how}${colours.dim(id)}`];
   });
   const left = all.length - most;
   return [

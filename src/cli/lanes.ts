@@ -66,13 +66,20 @@ export async function laneOf(
   text: string | readonly string[],
   { board_id }: Values,
 ): Promise<unknown> {
-  const wanted = idLike(String(text));
-  const lanes = await lanesOn(link, String(board_id));
+  const lane = await laneNamed(link, String(text), String(board_id));
+  return isProblem(lane) ? lane : lane.lane_id;
+}
+
+/** The lane that a text stands for, whole. */
+export async function laneNamed(link: Link, text: string, board_id: string): Promise<Lane | Problem> {
+  const wanted = idLike(text);
+  const lanes = await lanesOn(link, board_id);
   if (isProblem(lanes)) return lanes;
-  const lane =
+  return (
     lanes.find(({ name }) => same(name, wanted)) ??
-    lanes.find(({ lane_id }) => lane_id === wanted || (wanted.length >= 8 && lane_id.endsWith(wanted)));
-  return lane?.lane_id ?? unknownLane(wanted, lanes);
+    lanes.find(({ lane_id }) => lane_id === wanted || (wanted.length >= 8 && lane_id.endsWith(wanted))) ??
+    unknownLane(wanted, lanes)
+  );
 }
 
 /** A node of the board, by its id, by the id of what it stands for, or by the end of either. */

@@ -155,14 +155,49 @@ describe("board show", () => {
   });
 
   test("below each other where that is too narrow", async () => {
-    const rows = lines(await plainly(["board", "show", "sprint"], 60));
+    const rows = lines(await plainly(["board", "show", "sprint"], 51));
     expect(rows.filter((row) => /^(todo|doing|done) /.test(row))).toEqual([
       "todo 1",
       "doing 2/1 over",
       "done 0",
     ]);
     expect(rows).toContain("● three");
-    for (const row of rows) expect(Bun.stringWidth(row)).toBeLessThanOrEqual(60);
+    for (const row of rows) expect(Bun.stringWidth(row)).toBeLessThanOrEqual(51);
+  });
+
+  test("six lanes of 16 columns are side by side, and each card stays in its lane", async () => {
+    const names = ["todo", "doing", "review", "test", "ship", "done"];
+    const lanes = names.flatMap((name) => ["--lane", name]);
+    await out("board", "create", "six", "--workspace", "demo", ...lanes);
+    await add("six", "todo", "task", "--ref", tasks[0]!);
+    await add("six", "doing", "task", "--ref", tasks[1]!);
+    const done = await out("task", "create", "   ", "--project", "core");
+    await out("task", "cancel", done);
+    await add("six", "done", "task", "--ref", done);
+    const rows = lines(await plainly(["board", "show", "six"], 106));
+    expect(rows[1]!.split(/ {2,}/)).toEqual(names.map((name, at) => `${name} ${at < 2 || at === 5 ? 1 : 0}`));
+    expect(rows[2]).toBe(names.map(() => "─".repeat(16)).join("  "));
+    expect(rows[3]).toEndWith('● "   "');
+    expect(rows[4]).toMatch(
+      new RegExp(
+        `^queued ${tasks[0]!.slice(-8)} {3}queued ${tasks[1]!.slice(-8)} +cancel… ${done.slice(-8)}$`,
+      ),
+    );
+    for (const row of rows) expect(Bun.stringWidth(row)).toBeLessThanOrEqual(106);
+    // One column less, and they are below each other.
+    expect(lines(await plainly(["board", "show", "six"], 105))[1]).toBe("todo 1");
+  });
+
+  test("a node that is put somewhere is said with the name of the lane", async () => {
+    await out("board", "create", "said", "--workspace", "demo", "--lane", "todo", "--lane", "in work");
+    const said = await plainly(["board", "add-node", "said", "TODO", "comment", "--text", "x"], 200);
+    expect(said).toMatch(
+      /^board said \([0-9a-f-]{36}\): node added to todo, node id ([0-9a-f-]{36}), rank \S+\n$/,
+    );
+    const node = /node id (\S+),/.exec(said)![1]!;
+    expect(await plainly(["board", "move-node", "said", node, "in work"], 200)).toMatch(
+      /^board said \([0-9a-f-]{36}\): node moved to in work, rank \S+\n$/,
+    );
   });
 
   test("--limit and --lane; what is left out is counted", async () => {

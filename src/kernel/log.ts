@@ -54,12 +54,10 @@ export interface Head {
 }
 
 const LEAF = new Uint8Array([0]);
-/** One for all: a digest leaves it as new, and to make one costs a tenth of a leaf hash. */
-const hasher = new Bun.CryptoHasher("sha256");
 
 /** SHA-256(0x00 ‖ bytes), hexadecimal: the RFC 6962 leaf hash of an event (SPEC §4). Text counts as its UTF-8 bytes. */
 export function leafHash(bytes: Uint8Array | string): string {
-  return hasher.update(LEAF).update(bytes).digest("hex");
+  return new Bun.CryptoHasher("sha256").update(LEAF).update(bytes).digest("hex");
 }
 
 /** The origin that names a log in its first `prev_hash` and in its checkpoints. */

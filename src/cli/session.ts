@@ -238,13 +238,17 @@ async function drawn(
     texts.reduce((most, text) => Math.max(most, Bun.stringWidth(text)), 0);
   const states = widest(lines.map(({ state }) => state));
   const ages = widest(lines.map(({ age }) => age));
-  const mores = widest(lines.map(({ fork, more }) => [fork, more].filter(Boolean).join("  ")));
-  // Two spaces in front of each column behind the first.
-  const others = [states, ages, shortId(rows[0]!.session_id).length, mores].filter((each) => each > 0);
-  const left = others.reduce((room, each) => room - 2 - each, width());
-  // Where it is too narrow for all, the age is what one can do without.
-  const withAge = left >= NARROWEST;
-  const room = Math.max(NARROWEST, withAge ? left : left + 2 + ages);
+  const id = shortId(rows[0]!.session_id).length;
+  /** What is left for names; two spaces are in front of each column behind them. */
+  const roomFor = (age: boolean, fork: boolean) => {
+    const mores = widest(lines.map((line) => [fork ? line.fork : "", line.more].filter(Boolean).join("  ")));
+    const others = [states, age ? ages : 0, id, mores].filter((each) => each > 0);
+    return others.reduce((left, each) => left - 2 - each, width());
+  };
+  // Where it is too narrow for all, the age is what one can do without, and then whose fork it is.
+  const withAge = roomFor(true, true) >= NARROWEST;
+  const withFork = roomFor(withAge, true) >= NARROWEST;
+  const room = Math.max(NARROWEST, roomFor(withAge, withFork));
   const branches = branchesOf(rows, Math.floor(room / 2));
   const names = Math.min(room, widest(lines.map(({ called }, at) => `${branches[at]}M ${called}`)));
   const drawnLines = lines.map(({ row, called, state, age, fork, more }, at) => {
@@ -256,7 +260,7 @@ async function drawn(
       mood(row.status, pad(state, states), out.colour),
       ...(withAge ? [colours.dim(pad(age, ages))] : []),
       colours.dim(shortId(row.session_id)),
-      ...(fork === "" ? [] : [colours.dim(fork)]),
+      ...(fork === "" || !withFork ? [] : [colours.dim(fork)]),
       ...(more === "" ? [] : [mood(row.worst_status ?? "", more, out.colour)]),
     ];
     return `${cells.join("  ")}\n`;

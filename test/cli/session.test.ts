@@ -275,6 +275,16 @@ test("a fork says of which session it is, in the tree and alone", async () => {
   )[0]!;
   const row = lines(await plainly(["session", "tree", fork]))[0]!;
   expect(row).toEndWith(`  ${fork.slice(-8)}  fork of ${from.slice(-8)}`);
+  // Where all of it does not fit, its own columns still do.
+  const child = await spawn("child", "--parent-session", fork);
+  for (const id of [fork, child]) await out("session", "report-status", id, "running");
+  await out("session", "report-status", child, "waiting", "--waiting-for", "user_input");
+  for (const columns of [70, 80, 100]) {
+    const rows = lines(await plainly(["session", "tree", fork], columns));
+    for (const each of rows.slice(0, 2)) expect(Bun.stringWidth(each)).toBeLessThanOrEqual(columns);
+    expect([columns, rows[0]!.includes("fork of")]).toEqual([columns, columns > 80]);
+    expect(rows[0]).toEndWith("worst waiting");
+  }
   expect(await plainly(["session", "get", fork])).toMatch(
     new RegExp(`\\nfork +of ${from.slice(-8)} at #\\d+, planning_only\\n`),
   );

@@ -12,8 +12,8 @@ import {
   aggregate,
   born,
   command,
-  type Event,
   event,
+  type Fact,
   type Find,
   later,
   missing,
@@ -210,7 +210,7 @@ const beginning = {
 /** The row of a session that begins, spawned or forked. */
 function begin(
   rows: Rows<Row>,
-  event: Event<{
+  event: Fact<{
     parent_session_id?: string;
     agent: Static<typeof Agent>;
     title?: string;

@@ -5,7 +5,7 @@
  * claimed, so what is finished or waits costs a claim nothing. Part of task.ts, which says when what happens.
  */
 import { type Static, Type } from "typebox";
-import { type Event, type RowOf, type Rows, table, touched } from "../kernel/aggregate.ts";
+import { type Fact, type RowOf, type Rows, table, touched } from "../kernel/aggregate.ts";
 import { Id, Name, nullable, object, oneOf, Seq, Time } from "../kernel/schema.ts";
 
 export const Status = oneOf(
@@ -189,7 +189,7 @@ function derived({
   };
 }
 
-export function rowOf(rows: TaskRows, { subject }: Event): Row {
+export function rowOf(rows: TaskRows, { subject }: Fact): Row {
   return rows.tasks.one({ task_id: subject.id })!;
 }
 
@@ -217,7 +217,7 @@ export function change(rows: TaskRows, row: Row, to: Partial<Row>): void {
 export function endAttempt(
   rows: TaskRows,
   row: Row,
-  event: Event,
+  event: Fact,
   outcome: Static<typeof attempt.outcome>,
   failure?: Static<typeof Failure>,
 ): Partial<Row> {
@@ -235,7 +235,7 @@ export function endAttempt(
 }
 
 /** The claim is given back, or has run out: whoever comes next can have the task, unless something else stops it. */
-export function claimOver(rows: TaskRows, event: Event, outcome: "released" | "expired"): void {
+export function claimOver(rows: TaskRows, event: Fact, outcome: "released" | "expired"): void {
   const row = rowOf(rows, event);
   change(rows, row, {
     ...endAttempt(rows, row, event, outcome),
@@ -245,7 +245,7 @@ export function claimOver(rows: TaskRows, event: Event, outcome: "released" | "e
 }
 
 /** Nothing stops it any more: it goes on with whoever has the claim, or waits for the next one. */
-export function goOn(rows: TaskRows, event: Event): void {
+export function goOn(rows: TaskRows, event: Fact): void {
   const row = rowOf(rows, event);
   change(rows, row, {
     status: row.claim_session_id === null ? "queued" : "running",
@@ -264,7 +264,7 @@ export function sortedJson(value: object): string {
 }
 
 /** A dependency comes or goes: it counts as long as it has not succeeded. */
-export function depend(rows: TaskRows, event: Event<{ depends_on_task_id: string }>, by: 1 | -1): void {
+export function depend(rows: TaskRows, event: Fact<{ depends_on_task_id: string }>, by: 1 | -1): void {
   const row = rowOf(rows, event);
   const { task_id } = row;
   const { depends_on_task_id } = event.payload;

@@ -38,6 +38,19 @@ export interface Event<P = unknown> {
   readonly workspace_id?: string | undefined;
 }
 
+/** What a read model sees of an event: no more, so that a rebuild need not take whole envelopes apart. */
+export type Fact<P = unknown> = Pick<
+  Event<P>,
+  | "event_type"
+  | "payload"
+  | "project_id"
+  | "schema_version"
+  | "seq_stream"
+  | "subject"
+  | "timestamp"
+  | "workspace_id"
+>;
+
 /** What every event of a stream has in its envelope. It is fixed by the first one: a stream never moves. */
 export interface Scope {
   readonly workspace_id?: string | undefined;
@@ -55,12 +68,12 @@ export function between(from: string, to: string): number {
 }
 
 /** What the row of a subject gets from its first event. */
-export function born({ timestamp, seq_stream }: Event) {
+export function born({ timestamp, seq_stream }: Fact) {
   return { created_at: timestamp, updated_at: timestamp, version: seq_stream };
 }
 
 /** What the row of a subject gets from each later event. */
-export function touched({ timestamp, seq_stream }: Event) {
+export function touched({ timestamp, seq_stream }: Fact) {
   return { updated_at: timestamp, version: seq_stream };
 }
 
@@ -411,7 +424,7 @@ export interface Aggregate<
     readonly apply: {
       readonly [N in keyof E & string]: (
         rows: { readonly [R in keyof T]: Rows<RowOf<T[R]>> },
-        event: Event<Static<E[N]["payload"]>>,
+        event: Fact<Static<E[N]["payload"]>>,
       ) => void;
     };
   };

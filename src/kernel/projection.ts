@@ -6,9 +6,10 @@
  * its projection visibly and fails closed for writes that need it. Nothing here reads a clock.
  */
 import type { Database } from "bun:sqlite";
-import type { AnyAggregate, Event, Find, Order } from "./aggregate.ts";
+import type { AnyAggregate, Fact, Find, Order } from "./aggregate.ts";
 import { isStorageError } from "./database.ts";
-import type { Line, LogReader } from "./log.ts";
+import { factOf } from "./fact.ts";
+import type { LogReader, Placed } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
 import {
   asDeclared,
@@ -63,10 +64,10 @@ export function generationId(aggregate: AnyAggregate): string {
 }
 
 /** The events of a range of the log, read a few at a time; of one kind only, when there is one. */
-function* eventsOf(log: LogReader, kind: string | undefined, after: number, upTo: number): Generator<Line> {
+function* eventsOf(log: LogReader, kind: string | undefined, after: number, upTo: number): Generator<Placed> {
   const filter = kind === undefined ? {} : { subject_kind: kind };
   for (let at = after; at < upTo; at += READ_EVENTS)
-    yield* log.range(at, Math.min(upTo, at + READ_EVENTS), filter);
+    yield* log.placed(at, Math.min(upTo, at + READ_EVENTS), filter);
 }
 
 interface Projection {
@@ -92,7 +93,7 @@ interface Applying {
 }
 
 /** Let an aggregate's `apply` write one event, in its current version. Throws what `apply` throws. */
-export function applyTo(registry: Registry, aggregate: AnyAggregate, rows: object, event: Event): void {
+export function applyTo(registry: Registry, aggregate: AnyAggregate, rows: object, event: Fact): void {
   if (event.subject.kind !== aggregate.kind) return;
   const current = currentEvent(registry, event);
   const name = registry.events.get(current.event_type)!.name;
@@ -191,7 +192,7 @@ export class Projections {
   }
 
   /** Apply an event that was just appended. Throws what `apply` throws: then the command is rolled back. */
-  apply(event: Event): void {
+  apply(event: Fact): void {
     const projection = this.#byKind.get(event.subject.kind);
     if (!projection || projection.stopped) return;
     for (const name of projection.tables) this.#found.delete(name);
@@ -294,8 +295,7 @@ export class Projections {
       if (!projection) continue;
       at.seq = line.seq_global;
       at.projection = projection;
-      const event = JSON.parse(line.body) as Event;
-      applyTo(this.registry, projection.aggregate, projection.next, event);
+      applyTo(this.registry, projection.aggregate, projection.next, factOf(line));
     }
     // What fails from here on is no event's fault.
     at.projection = undefined;

@@ -10,8 +10,8 @@ import { type TObject, Type } from "typebox";
 import type {
   AnyAggregate,
   CommandSpec,
-  Event,
   EventSpec,
+  Fact,
   OlderVersions,
   QuerySpec,
   ReadQuery,
@@ -205,7 +205,7 @@ export function schemaOf(
  * A stored event in its current version.
  * @throws Error when the registry does not know its type or version; the start-up proof rules that out
  */
-export function currentEvent(registry: Registry, event: Event): Event {
+export function currentEvent<E extends Fact>(registry: Registry, event: E): E {
   const entry = registry.events.get(event.event_type);
   if (!entry) throw new Error(`no aggregate knows the event ${event.event_type}`);
   if (event.schema_version === entry.spec.version) return event;

@@ -119,8 +119,8 @@ export function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>
     Object.entries(tables).map(([name, spec]) => {
       const target = name + suffix;
       const columns = columnsOf(spec);
-      const insertSql = `INSERT INTO ${target} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`;
-      let insert: Statement<unknown, Value[]> | undefined;
+      const insertSql = `INSERT INTO ${target} (${columns.join(", ")}) VALUES ($${columns.join(", $")})`;
+      let insert: Statement<unknown, [Row]> | undefined;
       return [
         name,
         {
@@ -139,8 +139,8 @@ export function rowsOf(db: Database, tables: Readonly<Record<string, TableSpec>>
           },
           insert(row: Row) {
             // Not before the first row: the table of a next generation does not exist yet.
-            insert ??= db.query<unknown, Value[]>(insertSql);
-            insert.run(...columns.map((column) => row[column] as Value));
+            insert ??= db.query<unknown, [Row]>(insertSql);
+            insert.run(row);
           },
           update(where: Row, change: Row) {
             const { sql, values } = conditions(where);

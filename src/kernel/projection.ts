@@ -7,7 +7,7 @@
  */
 import type { Database } from "bun:sqlite";
 import type { AnyAggregate, Fact, Find, Order } from "./aggregate.ts";
-import { isStorageError } from "./database.ts";
+import { isStorageError, withoutWaiting } from "./database.ts";
 import { factOf } from "./fact.ts";
 import type { LogReader, Placed } from "./log.ts";
 import { currentEvent, type Registry } from "./registry.ts";
@@ -244,7 +244,8 @@ export class Projections {
 
   /**
    * Go on with the rebuilds by one short transaction; switch to next generations that have reached the log's end. Those
-   * that are furthest behind go on together: the log is read once for all of them.
+   * that are furthest behind go on together: the log is read once for all of them. Only the switch waits for the disk: what
+   * is built before it can be built again.
    * @returns a projection it worked on, undefined when nothing is being rebuilt
    * @throws SQLiteError when the disk or the file is at fault: then see `giveUp`
    */
@@ -261,13 +262,13 @@ export class Projections {
     );
     const upTo = Math.min(next, from + STEP_EVENTS);
     const at: Applying = { seq: from, projection: undefined };
+    const commit = this.db.transaction(() => {
+      this.#applyNext(group, from, upTo, at);
+      if (upTo === head) for (const projection of group) this.#switch(projection, head, null);
+    });
     try {
-      this.db
-        .transaction(() => {
-          this.#applyNext(group, from, upTo, at);
-          if (upTo === head) for (const projection of group) this.#switch(projection, head, null);
-        })
-        .immediate();
+      if (upTo === head) commit.immediate();
+      else withoutWaiting(this.db, commit.immediate);
     } catch (error) {
       // The log cannot be at fault when there was nothing to apply, or when the disk is.
       if (isStorageError(error) || !at.projection) throw error;

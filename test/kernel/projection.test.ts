@@ -44,6 +44,10 @@ function verify(kernel: Pick<Engine, "path" | "registry">): ProjectionCheck[] {
   }
 }
 
+const FULL = 2;
+const synchronous = ({ db }: Engine) =>
+  db.query<{ synchronous: number }, []>("PRAGMA synchronous").get()!.synchronous;
+
 const statusOf = (kernel: Engine, name: string) =>
   kernel.projections.status().find((each) => each.name === name)!;
 
@@ -76,7 +80,8 @@ describe("a rebuild", () => {
       // Every reader finds a whole read model that holds for the position it names, whatever is being built.
       expect(entries()).toBe(written);
       expect(reader.counters()).toMatchObject({ as_of_seq: kernel.reader.head() });
-      // Every writer is answered, and decides on the truth.
+      // Every writer is answered, and decides on the truth. It waits for the disk, though the rebuild does not.
+      expect(synchronous(kernel)).toBe(FULL);
       expect(kernel.done("counter.add", { counter_id, by: [0] }).version).toBe(written + 2);
       written += 1;
       expect(entries()).toBe(written);
@@ -302,6 +307,7 @@ describe("an event that cannot be applied", () => {
     kernel.projections.rebuild("counter");
     kernel.finishRebuilds();
     expectStopped(kernel, { as_of_seq: log.head, seq: log.seq }, log);
+    expect(synchronous(kernel)).toBe(FULL);
     expect(readModels(kernel.db)).toEqual(before);
     expect(Object.keys(dumpAll(log.path)).filter((name) => name.includes("__next"))).toEqual([]);
     // Again, still broken: nothing gets worse.

@@ -1,5 +1,8 @@
 import { expect, test } from "bun:test";
-import { conditions, ordered } from "../../src/kernel/table.ts";
+import { Type } from "typebox";
+import { table } from "../../src/kernel/aggregate.ts";
+import { nullable } from "../../src/kernel/schema.ts";
+import { conditions, ordered, rowsOf } from "../../src/kernel/table.ts";
 import { engine, receiptOf, toWrite } from "./engine.ts";
 
 test("a look-up has one text, however long its lists are and however many rows it wants: each text stays prepared", () => {
@@ -30,4 +33,17 @@ test("a list finds what is in it: no value twice, none by another type, nothing 
       { descending: true, limit: 1 },
     ),
   ).toMatchObject([{ by: 3 }]);
+});
+
+test("a row that lacks a column is a bug, also where NULL could stand", () => {
+  const { db } = engine();
+  db.run("CREATE TABLE loose (a TEXT, b TEXT) STRICT");
+  const { loose } = rowsOf(
+    db,
+    { loose: table({ a: nullable(Type.String()), b: nullable(Type.String()) }, { key: ["a"] }) },
+    "",
+  );
+  expect(() => loose!.insert({ a: "1" })).toThrow();
+  loose!.insert({ b: null, a: "1" });
+  expect(db.query("SELECT a, b FROM loose").all()).toEqual([{ a: "1", b: null }]);
 });

@@ -5,6 +5,7 @@
  * command line that is wrong, what the refusal met, and the hint; all text of the daemon's is made safe first.
  */
 import { catalogue, exitCode, type Problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import { isTerminal, note, type Output, plain } from "./output.ts";
 
 /** Exit code of a command that Ctrl-C ended. */
@@ -63,16 +64,28 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
   const isUsage = found.code === "invalid_schema" && found.errors === undefined;
   const code =
     found.reason === null || detail.includes(found.reason) ? found.code : `${found.code}, ${found.reason}`;
-  const told = Object.entries(found.details ?? {}).filter(([, value]) => !detail.includes(plain(value)));
+  const told = Object.entries(found.details ?? {})
+    .map(inDetail)
+    // The sentence about a rule is always the same one: what it met is said only here.
+    .filter(([, text]) => found.reason !== null || text === NONE || !detail.includes(text));
   const hint = found.hint === catalogue.invalid_schema.hint ? `see '${path} --help'` : found.hint;
   return [
     `error: ${detail.split("\n").map(clean).join("\n  ")}`,
     ...(isUsage ? [] : [`  code: ${code}`]),
     ...(places.length > 1 ? places.map(({ place, message }) => `  ${place} ${message}`) : []),
-    ...(isUsage ? [] : told).map(([name, value]) => `  ${name}: ${clean(plain(value))}`),
+    ...(isUsage ? [] : told).map(([name, text]) => `  ${name}: ${clean(text)}`),
     ...(found.code === "internal" && found.trace_id ? [`  trace_id: ${found.trace_id}`] : []),
     `  hint: ${hint.split("\n").map(clean).join("\n")}`,
   ].join("\n");
+}
+
+const NONE = "none";
+
+/** A detail as a person reads it: what is not there is said to be none, a length of time has units and no `_ms`. */
+function inDetail([name, value]: readonly [string, unknown]): readonly [string, string] {
+  return typeof value === "number" && name.endsWith("_ms")
+    ? [name.replace(/_ms$/, ""), spanOf(value)]
+    : [name, plain(value) || NONE];
 }
 
 /** `1` → ` (number 2)`: where in a list or a structure. */

@@ -316,7 +316,7 @@ export const task = aggregate(
   reasons: {
     "task.already_claimed": {
       is: "another session holds the claim on the task",
-      hint: "wait until it is released or runs out, see 'retry_after_ms', or take another: mp task claim",
+      hint: "wait until it is released or runs out, see 'expires_at' in the details, or take another: mp task claim",
     },
     "task.not_ready": {
       is: "the task waits for other tasks, or for its time",

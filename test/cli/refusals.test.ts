@@ -4,11 +4,11 @@ import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { isProblem } from "../../src/kernel/problems.ts";
-import { run, tempHome } from "../support/binary.ts";
+import { run, tempHome, waitFor } from "../support/binary.ts";
 import { cli, fill, shell } from "./cli.ts";
 
 const home = tempHome();
-const { out, refused } = cli(home);
+const { mp, out, json, refused } = cli(home);
 
 beforeAll(async () => {
   await out("workspace", "create", "demo");
@@ -127,6 +127,32 @@ describe("the other exit codes", () => {
     expect(said).toMatch(
       /^error: another workspace has that name\n {2}code: conflict, workspace\.name_taken\n {2}workspace_id: [0-9a-f-]{36}\n {2}hint: /,
     );
+  });
+
+  test("5: a hint's 'see … in the details' finds it there: also when it is none, or a word of the sentence", async () => {
+    const spawn = async () =>
+      (await out("session", "spawn", "--workspace", "demo", "--agent", "a")).split("\t")[0]!;
+    const session = await spawn();
+    expect(await refused(5, "task", "claim", "--session", session)).toMatch(
+      /code: conflict, task\.none_ready\n {2}next_at: none\n/,
+    );
+    const task = await out("task", "create", "t", "--project", "core");
+    await out("task", "claim", task, "--session", session, "--ttl-ms", "8h");
+    const held = await refused(5, "task", "claim", task, "--session", await spawn());
+    expect(held).toMatch(/\n {2}epoch: 1\n {2}expires_at: \S+Z\n {2}retry_after: 7h59m\n {2}hint: /);
+    const asJson = await mp("task", "claim", task, "--session", await spawn(), "--json");
+    expect(JSON.parse(asJson.stderr).details.retry_after_ms).toBeGreaterThan(28_000_000);
+    await out("session", "report-status", session, "running");
+    await out("session", "end", session, "completed");
+    expect(await refused(5, "session", "report-status", session, "idle")).toMatch(
+      /\n {2}from: completed\n {2}to: idle\n {2}allowed: none\n/,
+    );
+    const short = (
+      await out("session", "spawn", "--workspace", "demo", "--agent", "a", "--ttl-ms", "1s")
+    ).split("\t")[0]!;
+    await waitFor(async () => (await json("session", "get", short)).status === "lost", { what: "the loss" });
+    // The sentence says "is lost or has ended".
+    expect(await refused(5, "task", "claim", "--session", short)).toContain("\n  status: lost\n");
   });
 
   test("6: no daemon, with the address and how to start one", async () => {

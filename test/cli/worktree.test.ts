@@ -146,7 +146,7 @@ describe("check", () => {
     const epoch = await locked("held");
     const refusal = await check(at("held"));
     expect([refusal.code, refusal.stdout]).toEqual([5, ""]);
-    for (const part of ["worktree.writer_held", session, "retry_after_ms"])
+    for (const part of ["worktree.writer_held", session, "retry_after: 4m"])
       expect(refusal.stderr).toContain(part);
     expect((await check(at("held"), ["--epoch", epoch])).code).toBe(0);
     expect((await check(at("held"), ["not/there.ts", "--session", session])).code).toBe(0);

@@ -261,7 +261,12 @@ const list = verb(
 const get = verb(
   "Show one event.",
   {
-    event: { type: "positional", required: true, valueHint: "EVENT_ID", description: "its event_id" },
+    event: {
+      type: "positional",
+      required: true,
+      valueHint: "EVENT_ID",
+      description: "which one: the event_id that lists and receipts show",
+    },
     "as-stored": filters["as-stored"],
     "no-spawn": asking["no-spawn"],
     timeout: asking.timeout,

@@ -8,7 +8,7 @@
 import { type Arg, type Args, asking, changing, everywhere } from "./command.ts";
 import { labelOf } from "./parse.ts";
 import type { Plain, Surface } from "./surface.ts";
-import { nameDescription, timePattern } from "./surface-text.ts" with { type: "macro" };
+import { timePattern, wireForms } from "./surface-text.ts" with { type: "macro" };
 
 /** One field of a payload as an argument of the command line. */
 export interface Field {
@@ -31,24 +31,15 @@ export interface Field {
 
 const TIME = "such as 2026-11-22T10:00Z, or so long from now, such as 30m";
 
-/** What no schema says: the fields that the kernel adds to queries (SPEC §3), and those that take more than ids. */
-const general: Readonly<Record<string, string>> = {
-  lane_id: "a lane of the board, by name or id",
-  node_id: "a node of the board, by its id or that of what it stands for",
-  after: "right behind this node of the lane",
-  before: "right before this node of the lane",
-  ref_id: "what the node stands for, by id",
-  epoch: "the epoch that was given with what is held: an older one is refused",
-  expected_epoch: "the epoch that the holder has: another one is refused",
-  ttl_ms: "how long it lasts without a renewal, such as 30s or 5m (5m)",
-  not_before: `not before this time, ${TIME}`,
-  deadline_at: `it is overdue after this time, ${TIME}`,
-  from_session_id: "the session it goes on from, by id",
-  depends_on_task_id: "the task that must succeed first, by id",
-  depends_on: "tasks that must succeed first, by id",
-  limit: "at most so many (all)",
-  cursor: "go on where an earlier page ended: its 'next'",
-  min_seq: "wait until the log has reached this position",
+/** What the command line takes for fields that are no references by themselves, or does where they are not given. */
+const ways: Readonly<Record<string, string>> = {
+  lane_id: "by name or id",
+  node_id: "by its id or that of what it stands for",
+  after: "by its id or that of what it stands for",
+  before: "by its id or that of what it stands for",
+  ref_id: "by id",
+  limit: "all when not given",
+  git_common_dir: "found by itself from the repository's path",
 };
 
 /** Names that mean the same in every command. */
@@ -135,16 +126,12 @@ function membersOf(
     const bare = speaking.has(within) && !others.has(member) && !taken.has(made.name);
     const name = member === "name" ? kebab(within) : bare ? made.name : prefixed;
     const { alias = [], ...arg } = made.arg;
-    const description = arg.description.replace(
-      /^its /,
-      within === "filter" ? "only of this " : `the ${within}'s `,
-    );
     const further = [...(bare ? [...alias, prefixed] : alias.map((each) => `${kebab(within)}-${each}`))];
     return {
       ...made,
       within,
       name,
-      arg: { ...arg, description, ...(further.length > 0 && { alias: further }) },
+      arg: { ...arg, ...(further.length > 0 && { alias: further }) },
     };
   });
 }
@@ -182,7 +169,7 @@ function fieldOf(
     arg: {
       type: positional && !flag ? "positional" : schema.type === "boolean" ? "boolean" : "string",
       required,
-      description: form ? form.is : descriptionOf(surface, kind, field, schema, refersTo),
+      description: form ? form.is : descriptionOf(surface, field, schema, refersTo),
       valueHint:
         form?.hint ??
         (among && !own && positional
@@ -229,42 +216,34 @@ function hintOf(name: string, schema: Plain, isTime: boolean): string {
   return name.toUpperCase().replace(/^.*_(PATH|DIR)$/, "$1");
 }
 
-/** What help says about a field. */
-function descriptionOf(
-  surface: Surface,
-  kind: string,
-  field: string,
-  schema: Plain,
-  refersTo: string | undefined,
-): string {
-  const many = schema.items?.type === "string" ? " (repeat it, or use commas)" : "";
-  if (general[field] !== undefined) return `${general[field]}${many}`;
-  const words = field.replace(/_id$/, "").replaceAll("_", " ");
-  if (refersTo) {
-    const what = field === `${kind}_id` ? "its" : `the ${words}, by`;
-    return `${what} ${handlesOf(surface, refersTo)}${many}`;
-  }
-  if (schema.pattern === timePattern()) return `its ${words}, ${TIME}`;
-  if (isPathName(field, schema)) {
-    const found = field === "git_common_dir" ? "; found by itself from the repository's path" : "";
-    return `a folder that exists; made absolute and canonical${found}`;
-  }
-  const { description } = schema;
-  if (description !== undefined && description === nameDescription()) return `its ${words}, ${description}`;
-  return `${limitsOf(schema.items ?? schema) || `the ${words}`}${many}`;
+/** What a path must be, where the command line says nothing else of it. */
+export const FOLDER = "a folder that exists; made absolute and canonical";
+
+/** What help says about a field: what it is for, in the words of its schema, and how it is given here. */
+function descriptionOf(surface: Surface, field: string, schema: Plain, refersTo: string | undefined): string {
+  const how =
+    ways[field] ??
+    (refersTo
+      ? `by ${handlesOf(surface, refersTo)}`
+      : schema.pattern === timePattern()
+        ? TIME
+        : schema.type === "object"
+          ? "as JSON"
+          : undefined);
+  const said = [sentenceOf(field, schema), ...(how === undefined ? [] : [how])].join(", ");
+  const whole = isPathName(field, schema) ? `${said}: ${FOLDER}` : said;
+  return schema.items?.type === "string" ? `${whole} (repeat it, or use commas)` : whole;
+}
+
+/** The schema's own words, without what only the wire asks for. */
+function sentenceOf(field: string, { description = "" }: Plain): string {
+  const form = wireForms().find((each) => description.endsWith(each)) ?? "";
+  const said = description.slice(0, description.length - form.length).replace(/: $/, "");
+  return said === "" ? field.replace(/_id$/, "").replaceAll("_", " ") : said;
 }
 
 function isPathName(field: string, { type }: Plain): boolean {
   return type === "string" && /(^|_)(path|dir)$/.test(field);
-}
-
-function limitsOf({ description, minimum, maximum, type }: Plain): string {
-  if (description !== undefined) return description;
-  if (type === "object") return "as JSON";
-  if (minimum === undefined) return "";
-  return maximum === undefined || maximum >= Number.MAX_SAFE_INTEGER
-    ? `at least ${minimum}`
-    : `${minimum} to ${maximum}`;
 }
 
 function formatOf(field: string, { type, minimum, items }: Plain, isShort: boolean): Partial<Arg> {

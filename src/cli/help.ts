@@ -25,10 +25,47 @@ async function headings(out: Output): Promise<Bold> {
   return paint(true).bold;
 }
 
+/** What is longer than this on the left has its sentence on the next line. */
+const LONGEST_LEFT = 30;
+
+/** Columns of characters; a pipe has as many as paper. */
+const room = () => process.stdout.columns || 80;
+
+/** A text in lines that fit, the second and later ones so far in. */
+function wrapped(text: string, first: number, later: number): string {
+  const lines: string[] = [];
+  let line = "";
+  for (const word of text.split(" ")) {
+    const indent = lines.length === 0 ? first : later;
+    if (line !== "" && indent + Bun.stringWidth(line) + 1 + Bun.stringWidth(word) > room()) {
+      lines.push(line);
+      line = word;
+    } else line = line === "" ? word : `${line} ${word}`;
+  }
+  return [...lines, line].join(`\n${" ".repeat(later)}`);
+}
+
+/** Words and their sentences in two columns. */
 const pairs = (rows: readonly (readonly [string, string])[]) => {
-  const widest = Math.max(0, ...rows.map(([left]) => left.length));
-  return rows.map(([left, right]) => `  ${left.padEnd(widest)}  ${right}`.trimEnd());
+  const column = 4 + Math.max(0, ...rows.map(([left]) => left.length).filter((size) => size <= LONGEST_LEFT));
+  return rows.map(([left, right]) => {
+    const said = wrapped(right, column, column);
+    const apart =
+      left.length > LONGEST_LEFT ? `\n${" ".repeat(column)}` : " ".repeat(column - 2 - left.length);
+    return `  ${left}${said === "" ? "" : `${apart}${said}`}`;
+  });
 };
+
+/** Paragraphs that fit: a line that does not end a sentence goes on in the next one. */
+function paragraphs(lines: readonly string[]): string[] {
+  const whole: string[] = [];
+  for (const line of lines) {
+    const last = whole.at(-1);
+    if (last === undefined || /[.:]$/.test(last)) whole.push(line);
+    else whole[whole.length - 1] = `${last} ${line}`;
+  }
+  return whole.map((text) => `  ${wrapped(text, 2, 2)}`);
+}
 
 const section = (bold: Bold, title: string, lines: readonly string[]) =>
   lines.length > 0 ? ["", bold(title), ...lines] : [];
@@ -50,8 +87,7 @@ export async function overview(
     return 0;
   }
   const bold = await headings(out);
-  const widest = Math.max(...[...nouns, ...others].map(({ name }) => name.length));
-  const rows = (all: readonly Entry[]) => all.map(({ name, doc }) => `  ${name.padEnd(widest)}  ${doc}`);
+  const rows = (all: readonly Entry[]) => pairs(all.map(({ name, doc }) => [name, doc]));
   await out.print(
     `${[
       "One daemon, one log: people, CI jobs and agents share the work on a repository only by",
@@ -161,17 +197,15 @@ export async function verbHelp(path: string, declared: Verb, out: Output): Promi
   const words = wordsOf(declared);
   await out.print(
     `${[
-      docOf(declared),
+      wrapped(docOf(declared), 0, 0),
       // Behind a -- stands no flag of ours.
-      ...section(bold, "Usage:", [`  ${path}${words.startsWith(" -- ") ? flags + words : words + flags}`]),
+      ...section(bold, "Usage:", [
+        `  ${wrapped(`${path}${words.startsWith(" -- ") ? flags + words : words + flags}`, 2, 6)}`,
+      ]),
       ...section(bold, "Arguments:", pairs(own.filter(([, arg]) => arg.type === "positional").map(row))),
       ...section(bold, "Flags:", pairs(own.filter(([, arg]) => arg.type !== "positional").map(row))),
       ...section(bold, "General flags:", pairs(general.map(row))),
-      ...section(
-        bold,
-        "Notes:",
-        notes.map((line) => `  ${line}`),
-      ),
+      ...section(bold, "Notes:", paragraphs(notes)),
       ...section(
         bold,
         "Examples:",

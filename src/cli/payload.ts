@@ -7,7 +7,16 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import type { Args } from "./command.ts";
-import { argsOf, carried, type Field, fieldsOf, listFields, narrowing, pointersOf } from "./fields.ts";
+import {
+  argsOf,
+  carried,
+  type Field,
+  FOLDER,
+  fieldsOf,
+  listFields,
+  narrowing,
+  pointersOf,
+} from "./fields.ts";
 import type { Link } from "./link.ts";
 import { idOf } from "./names.ts";
 import { duration, labelOf, usage } from "./parse.ts";
@@ -69,7 +78,9 @@ export function wantedBy(from: Surface, type: string): Wanted {
   const schema = from.commands.get(type)?.spec.payload ?? from.queries.get(type)!.params;
   const pathDoc = pathWords[pathRules[type] ?? "folder"];
   const fields = fieldsOf(from, kind, schema).map((each) =>
-    each.isPath && pathDoc ? { ...each, arg: { ...each.arg, description: pathDoc } } : each,
+    each.isPath && pathDoc
+      ? { ...each, arg: { ...each.arg, description: each.arg.description.replace(FOLDER, pathDoc) } }
+      : each,
   );
   const extra = narrowing(from, kind, fields);
 

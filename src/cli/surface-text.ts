@@ -4,7 +4,7 @@
  */
 import { aggregates } from "../domain/index.ts";
 import { buildRegistry } from "../kernel/registry.ts";
-import { Name, Time } from "../kernel/schema.ts";
+import { Id, Name, Path, Time } from "../kernel/schema.ts";
 import { system } from "../kernel/system.ts";
 
 /** The surface: JSON for each command and query by type, without the type itself. */
@@ -30,9 +30,9 @@ export function timePattern(): string {
   return (Time as Schema).pattern!;
 }
 
-/** What is said of every name. */
-export function nameDescription(): string {
-  return (Name as Schema).description!;
+/** What values look like on the wire that the command line takes in its own ways. */
+export function wireForms(): string[] {
+  return [Id, Name, Path, Time].map((each) => (each as Schema).description!);
 }
 
 interface Schema {

@@ -23,7 +23,7 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { foldCase, Id, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { field, foldCase, Id, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
 import { shut } from "./scope.ts";
 
 const Digest = Type.String({
@@ -46,6 +46,12 @@ const Kept = Type.Integer({
   description: "milliseconds, from 1,000 (a second) to 315,360,000,000 (ten years)",
 });
 
+const AskedKept = Type.Integer({
+  minimum: 1_000,
+  maximum: 315_360_000_000,
+  description: "how long the bytes are kept, 1s to 3650d; until they are expired when absent",
+});
+
 const Status = oneOf("available", "expired");
 
 /** What an artifact can be linked to, and where that lies. */
@@ -61,6 +67,13 @@ const places = {
 const LinkKind = oneOf("workspace", "project", "session", "worktree", "task", "board");
 const Link = object({ kind: LinkKind, id: Id });
 const Links = Type.Array(Link, { minItems: 1, maxItems: 64 });
+const AskedLinks = field(
+  Type.Array(object({ kind: field(LinkKind, "what kind of thing"), id: field(Id, "which one") }), {
+    minItems: 1,
+    maxItems: 64,
+  }),
+  "what it belongs to",
+);
 interface Linked {
   readonly kind: keyof typeof places;
   readonly id: string;
@@ -192,19 +205,29 @@ export const artifact = aggregate("artifact", { status: "absent" } as State)({
   commands: {
     register: command(
       {
-        digest: Digest,
-        media_type: MediaType,
-        size: Seq,
-        name: Type.Optional(Name),
-        retention: Type.Optional(object({ expire_after_ms: Kept })),
-        links: Links,
+        digest: field(Digest, "what the bytes are known by"),
+        media_type: field(MediaType, "what the bytes are"),
+        size: field(Seq, "how many bytes there are"),
+        name: Type.Optional(field(Name, "what it is called")),
+        retention: Type.Optional(
+          object({
+            expire_after_ms: AskedKept,
+          }),
+        ),
+        links: AskedLinks,
       },
       "Register bytes that are in the store, and link them to what they belong to.",
       { creates: true },
     ),
-    link: command({ artifact_id: Id, links: Links }, "Link an artifact to more things of its workspace."),
+    link: command(
+      { artifact_id: field(Id, "the artifact to link"), links: AskedLinks },
+      "Link an artifact to more things of its workspace.",
+    ),
     expire: command(
-      { artifact_id: Id, reason: Type.Optional(Reason) },
+      {
+        artifact_id: field(Id, "the artifact whose bytes go"),
+        reason: Type.Optional(field(Reason, "why they go")),
+      },
       "Let an artifact's bytes go; what is known about them stays.",
     ),
     retention_over: command({ artifact_id: Id, epoch: Seq }, "Its bytes were kept as long as was asked.", {
@@ -349,14 +372,14 @@ export const artifact = aggregate("artifact", { status: "absent" } as State)({
   queries: {
     list: query(
       {
-        workspace_id: Type.Optional(Id),
-        digest: Type.Optional(Digest),
-        status: Type.Optional(Status),
-        name: Type.Optional(Name),
-        linked_to: Type.Optional(Id),
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
+        digest: Type.Optional(field(Digest, "only those of these bytes")),
+        status: Type.Optional(field(Status, "only those with this status")),
+        name: Type.Optional(field(Name, "only those of this name")),
+        linked_to: Type.Optional(field(Id, "only those that are linked to this thing, of whatever kind")),
       },
       pageOf(object(shown)),
-      "List artifacts, oldest first; linked_to is the id of anything that they can be linked to.",
+      "List artifacts, oldest first.",
       (read, { workspace_id, digest, status, name, linked_to, ...page }) => {
         const where = { digest, status, name_key: name === undefined ? undefined : foldCase(name) };
         if (linked_to === undefined) return read.page("artifacts", { workspace_id, ...where }, page);
@@ -370,7 +393,7 @@ export const artifact = aggregate("artifact", { status: "absent" } as State)({
       },
     ),
     get: query(
-      { artifact_id: Id },
+      { artifact_id: field(Id, "the artifact to show") },
       object({
         as_of_seq: Seq,
         ...shown,

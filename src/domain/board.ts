@@ -27,6 +27,7 @@ import {
   touched,
 } from "../kernel/aggregate.ts";
 import {
+  field,
   foldCase,
   Id,
   LARGE_PAGE,
@@ -105,6 +106,13 @@ declare module "../kernel/aggregate.ts" {
 }
 
 const laneFields = { name: Name, stage: Type.Optional(Name), wip_limit: Type.Optional(WipLimit) };
+const askedLane = {
+  name: field(Name, "what the lane is called"),
+  stage: Type.Optional(field(Name, "the stage that a task gets by being moved there")),
+  wip_limit: Type.Optional(
+    field(WipLimit, "how many nodes it should hold at most: more are told, not refused"),
+  ),
+};
 const Lane = object({ lane_id: Id, ...laneFields });
 type Lane = Static<typeof Lane>;
 
@@ -112,10 +120,10 @@ type Lane = Static<typeof Lane>;
 const manyLanes = { minItems: 1, maxItems: 64 };
 
 const neighbours = {
-  /** It comes right behind this node; with `before` too, somewhere between the two. */
-  after: Type.Optional(Id),
-  /** It comes right before this node. */
-  before: Type.Optional(Id),
+  after: Type.Optional(
+    field(Id, "right behind this node of the lane; with before too, somewhere between the two"),
+  ),
+  before: Type.Optional(field(Id, "right before this node of the lane")),
 };
 
 /** Why two lanes of a list cannot have their names: they are unique without regard to case. */
@@ -268,17 +276,21 @@ const EdgeAnswer = object({
 export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
   commands: {
     create: command(
-      { workspace_id: Id, name: Name, lanes: Type.Array(object(laneFields), manyLanes) },
+      {
+        workspace_id: field(Id, "the workspace that it lies in"),
+        name: field(Name, "what it is called"),
+        lanes: field(Type.Array(object(askedLane), manyLanes), "its lanes, from left to right"),
+      },
       "Create a board with its lanes, from left to right.",
       { creates: true },
     ),
     add_node: command(
       {
-        board_id: Id,
-        lane_id: Id,
-        kind: NodeKind,
-        ref_id: Type.Optional(Id),
-        text: Type.Optional(Text),
+        board_id: field(Id, "the board that it comes on"),
+        lane_id: field(Id, "the lane that it comes into"),
+        kind: field(NodeKind, "what kind of thing the node stands for"),
+        ref_id: Type.Optional(field(Id, "the thing that the node stands for")),
+        text: Type.Optional(field(Text, "what a gate, a group or a comment says")),
         ...neighbours,
       },
       "Put a thing, or a text, on a board: at the end of a lane, or beside other nodes of it.",
@@ -294,18 +306,35 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
       },
     ),
     move_node: command(
-      { board_id: Id, node_id: Id, lane_id: Id, ...neighbours },
+      {
+        board_id: field(Id, "the board that it is on"),
+        node_id: field(Id, "the node to move"),
+        lane_id: field(Id, "the lane that it comes into"),
+        ...neighbours,
+      },
       "Move a node to the end of a lane, or beside other nodes of it.",
       { result: object({ rank: Rank }) },
     ),
     remove_node: command(
-      { board_id: Id, node_id: Id },
+      {
+        board_id: field(Id, "the board that it is on"),
+        node_id: field(Id, "the node to take off"),
+      },
       "Take a node off a board; what it stands for stays as it is.",
     ),
     update_lanes: command(
       {
-        board_id: Id,
-        lanes: Type.Array(object({ lane_id: Type.Optional(Id), ...laneFields }), manyLanes),
+        board_id: field(Id, "the board whose lanes change"),
+        lanes: field(
+          Type.Array(
+            object({
+              lane_id: Type.Optional(field(Id, "the lane that stays; a new one when absent")),
+              ...askedLane,
+            }),
+            manyLanes,
+          ),
+          "all its lanes, from left to right",
+        ),
       },
       "Give a board another list of lanes, whole and in order: those with a lane_id stay, others are new, missing ones go.",
       {
@@ -509,7 +538,10 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
   },
   queries: {
     list: query(
-      { workspace_id: Type.Optional(Id), name: Type.Optional(Name) },
+      {
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
+        name: Type.Optional(field(Name, "only those of this name")),
+      },
       pageOf(object(shown)),
       "List boards, oldest first.",
       (read, { workspace_id, name, ...page }) =>
@@ -520,7 +552,7 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
         ),
     ),
     get: query(
-      { board_id: Id },
+      { board_id: field(Id, "the board to show") },
       object({ as_of_seq: Seq, ...shown, lanes: Type.Array(LaneAnswer) }),
       "Show one board with its lanes.",
       (read, { board_id }) => {
@@ -529,7 +561,10 @@ export const board = aggregate("board", { lanes: [] as readonly Lane[] })({
       },
     ),
     snapshot: query(
-      { board_id: Id, lane_id: Type.Optional(Id) },
+      {
+        board_id: field(Id, "the board to show"),
+        lane_id: Type.Optional(field(Id, "only the nodes of this lane")),
+      },
       object({
         as_of_seq: Seq,
         board: object(shown),

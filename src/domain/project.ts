@@ -17,7 +17,7 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { field, foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
 import { shut } from "./scope.ts";
 
 const Status = oneOf("active", "archived");
@@ -49,17 +49,31 @@ declare module "../kernel/aggregate.ts" {
   }
 }
 
-const attributes = { repo_path: Type.Optional(Path), git_common_dir: Type.Optional(Path) };
-
 export const project = aggregate("project", { status: "absent" as "absent" | "active" | "archived" })({
   commands: {
-    create: command({ workspace_id: Id, name: Name, ...attributes }, "Create a project in a workspace.", {
-      creates: true,
-    }),
-    archive: command({ project_id: Id }, "Archive a project: it stays readable, its name stays taken."),
+    create: command(
+      {
+        workspace_id: field(Id, "the workspace that it lies in"),
+        name: field(Name, "what it is called"),
+        repo_path: Type.Optional(field(Path, "the folder of its repository")),
+        git_common_dir: Type.Optional(
+          field(Path, "the folder of git that all worktrees of the repository share"),
+        ),
+      },
+      "Create a project in a workspace.",
+      { creates: true },
+    ),
+    archive: command(
+      { project_id: field(Id, "the project to archive") },
+      "Archive a project: it stays readable, its name stays taken.",
+    ),
   },
   events: {
-    created: event(1, { name: Name, ...attributes }),
+    created: event(1, {
+      name: Name,
+      repo_path: Type.Optional(Path),
+      git_common_dir: Type.Optional(Path),
+    }),
     archived: event(1, {}),
   },
   reasons: {
@@ -117,7 +131,11 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
   },
   queries: {
     list: query(
-      { workspace_id: Type.Optional(Id), status: Type.Optional(Status), name: Type.Optional(Name) },
+      {
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
+        status: Type.Optional(field(Status, "only those with this status")),
+        name: Type.Optional(field(Name, "only those of this name")),
+      },
       pageOf(Type.Object(shown, { additionalProperties: false })),
       "List projects, oldest first.",
       (read, { workspace_id, status, name, ...page }) =>
@@ -128,7 +146,7 @@ export const project = aggregate("project", { status: "absent" as "absent" | "ac
         ),
     ),
     get: query(
-      { project_id: Id },
+      { project_id: field(Id, "the project to show") },
       Type.Object({ as_of_seq: Seq, ...shown }, { additionalProperties: false }),
       "Show one project.",
       (read, { project_id }) => read.one("projects", { project_id }) ?? missing("project", project_id),

@@ -29,6 +29,7 @@ import {
 } from "../kernel/aggregate.ts";
 import {
   DEFAULT_PAGE,
+  field,
   Id,
   LARGE_PAGE,
   Name,
@@ -39,7 +40,7 @@ import {
   Seq,
   Time,
 } from "../kernel/schema.ts";
-import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
+import { askedTtl, DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut } from "./scope.ts";
 
 const Status = oneOf("starting", "running", "idle", "waiting", "lost", "completed", "failed", "cancelled");
@@ -54,6 +55,13 @@ const ExitCode = Type.Integer({ minimum: -2_147_483_648, maximum: 4_294_967_295 
 const Agent = object({ name: Name, version: Type.Optional(Name), model: Type.Optional(Name) });
 const Epoch = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
 const Ttl = ttl("it lives without a heartbeat");
+const AskedTtl = askedTtl("it lives without a heartbeat");
+const AskedAgent = object({
+  name: field(Name, "who works: a program, a person, a CI job"),
+  version: Type.Optional(field(Name, "which release of the agent is at work")),
+  model: Type.Optional(field(Name, "the model that the agent works with")),
+});
+const OwnEpoch = field(Epoch, "the epoch that the session has: an older one is refused");
 const Leased = object({ epoch: Seq, expires_at: Time });
 
 type Status = Static<typeof Status>;
@@ -254,23 +262,25 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
   commands: {
     spawn: command(
       {
-        workspace_id: Id,
-        project_id: Type.Optional(Id),
-        parent_session_id: Type.Optional(Id),
-        agent: Agent,
-        title: Type.Optional(Name),
-        external_ref: Type.Optional(ExternalRef),
-        ttl_ms: Type.Optional(Ttl),
+        workspace_id: field(Id, "the workspace that it is in"),
+        project_id: Type.Optional(field(Id, "the project that it is about")),
+        parent_session_id: Type.Optional(
+          field(Id, "the session that began it, for ever above it in the tree"),
+        ),
+        agent: AskedAgent,
+        title: Type.Optional(field(Name, "what it is about")),
+        external_ref: Type.Optional(field(ExternalRef, "what another program calls it, to find it by")),
+        ttl_ms: AskedTtl,
       },
       "Begin a session, on its own or below another; it lives as long as its heartbeats come.",
       { creates: true, result: Leased },
     ),
     report_status: command(
       {
-        session_id: Id,
-        status: oneOf("running", "idle", "waiting"),
-        waiting_for: Type.Optional(WaitingFor),
-        epoch: Type.Optional(Epoch),
+        session_id: field(Id, "the session that does it"),
+        status: field(oneOf("running", "idle", "waiting"), "what it does now"),
+        waiting_for: Type.Optional(field(WaitingFor, "what it waits for, where the status is waiting")),
+        epoch: Type.Optional(OwnEpoch),
       },
       "Tell what a session is doing: running, idle, or waiting for something.",
       {
@@ -282,34 +292,36 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
     ),
     fork: command(
       {
-        from_session_id: Id,
-        at_seq: Type.Optional(Seq),
-        mode: ForkMode,
-        title: Type.Optional(Name),
-        agent: Type.Optional(Agent),
-        ttl_ms: Type.Optional(Ttl),
+        from_session_id: field(Id, "the session that it goes on from"),
+        at_seq: Type.Optional(
+          field(Seq, "the position of the log that it goes on from; where the log is now when absent"),
+        ),
+        mode: field(ForkMode, "what is meant to become of its files: the daemon only notes it"),
+        title: Type.Optional(field(Name, "what it is about")),
+        agent: Type.Optional(AskedAgent),
+        ttl_ms: AskedTtl,
       },
       "Begin a session that goes on from what another had come to, beside it, whatever has become of it.",
       { creates: true, result: Leased },
     ),
     resume: command(
-      { session_id: Id, ttl_ms: Type.Optional(Ttl) },
+      { session_id: field(Id, "the session that was lost"), ttl_ms: AskedTtl },
       "Take up a lost session again: it and what it still holds get new epochs, those before are void.",
       { result: Leased },
     ),
     end: command(
       {
-        session_id: Id,
-        outcome: Outcome,
-        summary: Type.Optional(Summary),
-        exit_code: Type.Optional(ExitCode),
-        reason: Type.Optional(EndReason),
-        epoch: Type.Optional(Epoch),
+        session_id: field(Id, "the session to end"),
+        outcome: field(Outcome, "how it has ended"),
+        summary: Type.Optional(field(Summary, "what came of it, in a few sentences")),
+        exit_code: Type.Optional(field(ExitCode, "the exit code that it ended with, if it has one")),
+        reason: Type.Optional(field(EndReason, "why it has ended, in a few words")),
+        epoch: Type.Optional(OwnEpoch),
       },
       "End a session: its writer locks and claims are given back, its worktrees left.",
     ),
     heartbeat: command(
-      { session_id: Id, epoch: Epoch },
+      { session_id: field(Id, "the session that is still there"), epoch: OwnEpoch },
       "Say that a session is still there: it lives for another ttl.",
       { renews: true, result: Leased },
     ),
@@ -498,12 +510,17 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
   queries: {
     list: query(
       {
-        workspace_id: Type.Optional(Id),
-        project_id: Type.Optional(Id),
-        parent_session_id: Type.Optional(Id),
-        status: Type.Optional(Status),
-        external_ref: Type.Optional(ExternalRef),
-        live: Type.Optional(Type.Boolean()),
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
+        project_id: Type.Optional(field(Id, "only those of this project")),
+        parent_session_id: Type.Optional(field(Id, "only those right below this session")),
+        status: Type.Optional(field(Status, "only those with this status")),
+        external_ref: Type.Optional(field(ExternalRef, "only those that another program calls so")),
+        live: Type.Optional(
+          field(
+            Type.Boolean(),
+            "only those that are there: starting, running, idle or waiting; false: only the others",
+          ),
+        ),
       },
       pageOf(object(shown)),
       "List sessions, oldest first.",
@@ -515,7 +532,7 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
         ),
     ),
     get: query(
-      { session_id: Id },
+      { session_id: field(Id, "the session to show") },
       object({
         as_of_seq: Seq,
         ...shown,
@@ -540,7 +557,10 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
       },
     ),
     tree: query(
-      { root: Type.Optional(Id), workspace_id: Type.Optional(Id) },
+      {
+        root: Type.Optional(field(Id, "the session that the tree is shown from; all trees when absent")),
+        workspace_id: Type.Optional(field(Id, "only trees of this workspace")),
+      },
       pageOf(
         object({
           ...shown,

@@ -21,8 +21,8 @@ import {
   reject,
   touched,
 } from "../kernel/aggregate.ts";
-import { Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
-import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
+import { field, Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { askedTtl, DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
 import { wayFrom } from "./task-cycle.ts";
 import { foremost, foremostOf } from "./task-queue.ts";
@@ -215,11 +215,13 @@ const described = {
 };
 const Reason = Type.Optional(Words);
 const filters = {
-  project_id: Type.Optional(Id),
-  stage: Type.Optional(Name),
-  parent_task_id: Type.Optional(Id),
+  project_id: Type.Optional(field(Id, "only those of this project")),
+  stage: Type.Optional(field(Name, "only those in this stage")),
+  parent_task_id: Type.Optional(field(Id, "only those that are a part of this task")),
 };
 const held = { task_id: Id, epoch: Epoch };
+const OwnEpoch = field(Epoch, "the epoch that the claim was made with: an older one is refused");
+const own = { task_id: field(Id, "the task that is claimed"), epoch: OwnEpoch };
 const initial: State = { status: "queued", attempt: 0, max_attempts: 0, epoch: 0 };
 
 export const task = aggregate(
@@ -229,21 +231,33 @@ export const task = aggregate(
   commands: {
     create: command(
       {
-        project_id: Id,
-        ...described,
-        priority: Type.Optional(Priority),
-        depends_on: Type.Optional(Type.Array(Id, { maxItems: MAX_DEPENDS_ON })),
-        max_attempts: Type.Optional(Attempts),
+        project_id: field(Id, "the project that it is of"),
+        title: field(Name, "what is to be done, in a line"),
+        body: Type.Optional(field(Body, "all that is to be known about it")),
+        parent_task_id: Type.Optional(field(Id, "the task that it is a part of")),
+        stage: Type.Optional(field(Name, "where in the project's work it stands, to claim by")),
+        not_before: Type.Optional(field(Time, "the time before which it cannot be claimed")),
+        deadline_at: Type.Optional(field(Time, "the time after which it is overdue")),
+        priority: Type.Optional(field(Priority, "how urgent it is")),
+        depends_on: Type.Optional(
+          field(Type.Array(Id, { maxItems: MAX_DEPENDS_ON }), "the tasks that must succeed first"),
+        ),
+        max_attempts: Type.Optional(
+          field(
+            Attempts,
+            `how often it may be claimed before it has failed for good, 1 to 1000; ${DEFAULT_ATTEMPTS} when absent`,
+          ),
+        ),
       },
       "Create a task; it can be claimed once all that it depends on has succeeded.",
       { creates: true },
     ),
     claim: command(
       {
-        task_id: Type.Optional(Id),
-        filter: Type.Optional(object(filters)),
-        session_id: Id,
-        ttl_ms: Type.Optional(Ttl),
+        task_id: Type.Optional(field(Id, "the task to claim, instead of the most urgent one that matches")),
+        filter: Type.Optional(field(object(filters), "what the most urgent one is looked for in")),
+        session_id: field(Id, "the session that will do the work"),
+        ttl_ms: askedTtl("the claim lasts without a renewal"),
       },
       "Take a task for a session: this one, or the first that is ready and matches.",
       {
@@ -254,34 +268,72 @@ export const task = aggregate(
         },
       },
     ),
-    renew: command(held, "Say that the work goes on: the claim lasts for another ttl.", {
+    renew: command(own, "Say that the work goes on: the claim lasts for another ttl.", {
       renews: true,
       result: object({ epoch: Seq, expires_at: Time }),
     }),
-    release: command({ ...held, reason: Reason }, "Give a claim back, so that another can take the task."),
+    release: command(
+      { ...own, reason: Type.Optional(field(Words, "why it is given back")) },
+      "Give a claim back, so that another can take the task.",
+    ),
     complete: command(
-      { ...held, result: Type.Optional(Result) },
+      { ...own, result: Type.Optional(field(Result, "what came of the work")) },
       "Say that the work is done, and what came of it.",
     ),
-    fail: command({ ...held, failure: Failure }, "Say that the work has failed, and how."),
+    fail: command(
+      {
+        ...own,
+        failure: object({
+          class: field(Name, "what kind of failure it is, to count by"),
+          message: field(Words, "what has failed, and how"),
+        }),
+      },
+      "Say that the work has failed, and how.",
+    ),
     block: command(
-      { task_id: Id, on: BlockedOn, reason: Reason, epoch: Type.Optional(Epoch) },
+      {
+        task_id: field(Id, "the task to stop"),
+        on: field(BlockedOn, "what it waits for"),
+        reason: Type.Optional(field(Words, "why it is stopped")),
+        epoch: Type.Optional(OwnEpoch),
+      },
       "Stop a task until a policy, an approval or a person's answer lets it go on.",
     ),
-    unblock: command({ task_id: Id }, "Let a blocked task go on."),
-    pause: command({ task_id: Id, reason: Reason }, "Stop a task until it is resumed."),
-    resume: command({ task_id: Id }, "Let a paused task go on."),
-    retry: command({ task_id: Id }, "Put a failed task into the queue again, while it has attempts left."),
-    cancel: command({ task_id: Id, reason: Reason }, "Give a task up for good."),
+    unblock: command({ task_id: field(Id, "the task that was blocked") }, "Let a blocked task go on."),
+    pause: command(
+      { task_id: field(Id, "the task to stop"), reason: Type.Optional(field(Words, "why it is stopped")) },
+      "Stop a task until it is resumed.",
+    ),
+    resume: command({ task_id: field(Id, "the task that was paused") }, "Let a paused task go on."),
+    retry: command(
+      { task_id: field(Id, "the task that has failed") },
+      "Put a failed task into the queue again, while it has attempts left.",
+    ),
+    cancel: command(
+      {
+        task_id: field(Id, "the task to give up"),
+        reason: Type.Optional(field(Words, "why it is given up")),
+      },
+      "Give a task up for good.",
+    ),
     add_dependency: command(
-      { task_id: Id, depends_on_task_id: Id },
+      {
+        task_id: field(Id, "the task that is to wait"),
+        depends_on_task_id: field(Id, "the task that must succeed first"),
+      },
       "Let a task wait until another has succeeded.",
     ),
     remove_dependency: command(
-      { task_id: Id, depends_on_task_id: Id },
+      {
+        task_id: field(Id, "the task that waits"),
+        depends_on_task_id: field(Id, "the task that it need not wait for any more"),
+      },
       "Let a task wait for another no more.",
     ),
-    advance_stage: command({ task_id: Id, stage: Name }, "Put a task into another stage of its project."),
+    advance_stage: command(
+      { task_id: field(Id, "the task to move on"), stage: field(Name, "the stage that it comes to") },
+      "Put a task into another stage of its project.",
+    ),
     expire_claim: command(held, "No renewal came in time.", { internal: true }),
     leave: command({ task_id: Id, session_id: Id }, "The session has ended: its claim goes.", {
       internal: true,
@@ -682,14 +734,19 @@ export const task = aggregate(
   queries: {
     list: query(
       {
-        workspace_id: Type.Optional(Id),
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
         ...filters,
-        status: Type.Optional(Status),
-        session_id: Type.Optional(Id),
-        overdue: Type.Optional(Type.Boolean()),
+        status: Type.Optional(field(Status, "only those with this status")),
+        session_id: Type.Optional(field(Id, "only those that this session has claimed")),
+        overdue: Type.Optional(
+          field(
+            Type.Boolean(),
+            "only those whose deadline has passed before they were done, by deadline; false: only the others",
+          ),
+        ),
       },
       pageOf(object(shown)),
-      "List tasks, oldest first; those that are overdue by their deadline.",
+      "List tasks, oldest first; with `overdue` by deadline, the earliest first.",
       (read, { session_id, overdue, limit, cursor, ...given }, at) => {
         const where = { ...given, claim_session_id: session_id };
         const page = { ...(limit !== undefined && { limit }), ...(cursor !== undefined && { cursor }) };
@@ -698,14 +755,14 @@ export const task = aggregate(
       },
     ),
     ready: query(
-      { workspace_id: Type.Optional(Id), ...filters },
+      { workspace_id: Type.Optional(field(Id, "only those of this workspace")), ...filters },
       pageOf(object(shown)),
       "List the tasks that can be claimed now, in the order in which they are: by priority, then by age.",
       ready,
       { largest: LARGE_PAGE },
     ),
     get: query(
-      { task_id: Id },
+      { task_id: field(Id, "the task to show") },
       object({
         as_of_seq: Seq,
         ...shown,

@@ -17,7 +17,7 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { field, foldCase, Id, Name, nullable, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
 
 const Status = oneOf("open", "closed");
 
@@ -45,13 +45,16 @@ declare module "../kernel/aggregate.ts" {
 export const workspace = aggregate("workspace", { status: "absent" as "absent" | "open" | "closed" })({
   commands: {
     create: command(
-      { name: Name, root_path: Type.Optional(Path) },
+      {
+        name: field(Name, "what it is called"),
+        root_path: Type.Optional(field(Path, "the folder that it is about, no other workspace's")),
+      },
       "Create a workspace, open from the start.",
       { creates: true },
     ),
-    open: command({ workspace_id: Id }, "Open a closed workspace."),
+    open: command({ workspace_id: field(Id, "the workspace to open") }, "Open a closed workspace."),
     close: command(
-      { workspace_id: Id },
+      { workspace_id: field(Id, "the workspace to close") },
       "Close a workspace: nothing in it can change until it is opened again.",
     ),
   },
@@ -114,14 +117,17 @@ export const workspace = aggregate("workspace", { status: "absent" as "absent" |
   },
   queries: {
     list: query(
-      { status: Type.Optional(Status), name: Type.Optional(Name) },
+      {
+        status: Type.Optional(field(Status, "only those with this status")),
+        name: Type.Optional(field(Name, "only the one of this name")),
+      },
       pageOf(Type.Object(shown, { additionalProperties: false })),
       "List workspaces, oldest first.",
       (read, { status, name, ...page }) =>
         read.page("workspaces", { status, name_key: name === undefined ? undefined : foldCase(name) }, page),
     ),
     get: query(
-      { workspace_id: Id },
+      { workspace_id: field(Id, "the workspace to show") },
       Type.Object({ as_of_seq: Seq, ...shown }, { additionalProperties: false }),
       "Show one workspace.",
       (read, { workspace_id }) =>

@@ -25,8 +25,8 @@ import {
   table,
   touched,
 } from "../kernel/aggregate.ts";
-import { Id, nullable, object, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
-import { DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
+import { field, Id, nullable, object, oneOf, Path, pageOf, Seq, Time } from "../kernel/schema.ts";
+import { askedTtl, DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
 
 const Status = oneOf("creating", "present", "missing", "failed", "removing", "removed");
@@ -227,6 +227,8 @@ const MAX_NAMED = 100;
 
 const held = object({ epoch: Seq, expires_at: Time });
 const one = { worktree_id: Id };
+const locked = { worktree_id: field(Id, "the worktree that the lock is of") };
+const OwnEpoch = field(Seq, "the epoch that the lock was taken with: an older one is refused");
 const attachment = object({ session_id: Id, mode: Mode, attached_at: Time });
 const writer = nullable(object({ session_id: Id, epoch: Seq, expires_at: Time }));
 
@@ -236,38 +238,75 @@ export const worktree = aggregate(
 )({
   commands: {
     create: command(
-      { project_id: Id, path: Path, branch: Branch, base: Type.Optional(Base) },
+      {
+        project_id: field(Id, "the project whose repository it is of"),
+        path: field(Path, "where it will be"),
+        branch: field(Branch, "the branch that is checked out there, a new one if need be"),
+        base: Type.Optional(field(Base, "where a new branch begins; at the repository's HEAD when absent")),
+      },
       "Create a git worktree of a project's repository; a branch that is not there begins at `base`, else at its HEAD.",
       { creates: true },
     ),
     register: command(
-      { project_id: Id, path: Path, branch: Type.Optional(Branch) },
+      {
+        project_id: field(Id, "the project that it is of"),
+        path: field(Path, "where it is"),
+        branch: Type.Optional(field(Branch, "the branch that is checked out there")),
+      },
       "Register a worktree or folder that is there already; its files stay when it is removed.",
       { creates: true },
     ),
     remove: command(
-      { ...one, force: Type.Optional(Type.Boolean()) },
+      {
+        worktree_id: field(Id, "the worktree to remove"),
+        force: Type.Optional(field(Type.Boolean(), "also with changes that no commit has: they are lost")),
+      },
       "Remove a worktree that nobody is attached to; `force`: even with changes that no commit has.",
     ),
-    reconcile: command(one, "Compare a worktree with what git lists, and note whether it is there."),
+    reconcile: command(
+      { worktree_id: field(Id, "the worktree to look at") },
+      "Compare a worktree with what git lists, and note whether it is there.",
+    ),
     attach: command(
-      { ...one, session_id: Id, mode: Mode },
+      {
+        worktree_id: field(Id, "the worktree to work in"),
+        session_id: field(Id, "the session that will work there"),
+        mode: field(Mode, "what it may do there: only write may ask for the writer lock"),
+      },
       "Attach a session; `write`: it may ask for the writer lock.",
     ),
-    detach: command({ ...one, session_id: Id }, "Detach a session; the writer lock goes with it."),
+    detach: command(
+      {
+        worktree_id: field(Id, "the worktree to leave"),
+        session_id: field(Id, "the session that leaves"),
+      },
+      "Detach a session; the writer lock goes with it.",
+    ),
     lock_writer: command(
-      { ...one, session_id: Id, ttl_ms: Type.Optional(Ttl) },
+      {
+        worktree_id: field(Id, "the worktree to write in"),
+        session_id: field(Id, "the session that will write, attached for write"),
+        ttl_ms: askedTtl("the lock lasts without a renewal"),
+      },
       "Take the writer lock for an attached session.",
       { result: held },
     ),
     renew_writer: command(
-      { ...one, session_id: Id, epoch: Seq },
+      { ...locked, session_id: field(Id, "the session that holds the lock"), epoch: OwnEpoch },
       "Keep the writer lock for another ttl from now.",
       { renews: true, result: held },
     ),
-    release_writer: command({ ...one, session_id: Id, epoch: Seq }, "Give the writer lock back."),
+    release_writer: command(
+      { ...locked, session_id: field(Id, "the session that holds the lock"), epoch: OwnEpoch },
+      "Give the writer lock back.",
+    ),
     steal_writer: command(
-      { ...one, session_id: Id, expected_epoch: Seq, reason: Reason },
+      {
+        ...locked,
+        session_id: field(Id, "the session that takes it, attached for write"),
+        expected_epoch: field(Seq, "the epoch of the lock that is taken away: another one is refused"),
+        reason: field(Reason, "why it is taken away: stays in the log"),
+      },
       "Take the writer lock away from whoever holds it, with a reason that stays in the log.",
       { result: held },
     ),
@@ -599,10 +638,10 @@ export const worktree = aggregate(
   queries: {
     list: query(
       {
-        workspace_id: Type.Optional(Id),
-        project_id: Type.Optional(Id),
-        path: Type.Optional(Path),
-        status: Type.Optional(Status),
+        workspace_id: Type.Optional(field(Id, "only those of this workspace")),
+        project_id: Type.Optional(field(Id, "only those of this project")),
+        path: Type.Optional(field(Path, "only those that are or were there")),
+        status: Type.Optional(field(Status, "only those with this status")),
       },
       pageOf(object(shown)),
       "List worktrees, oldest first.",
@@ -610,7 +649,7 @@ export const worktree = aggregate(
         read.page("worktrees", { workspace_id, project_id, path, status }, page),
     ),
     get: query(
-      one,
+      { worktree_id: field(Id, "the worktree to show") },
       object({ as_of_seq: Seq, ...shown, attachments: Type.Array(attachment), writer }),
       "Show one worktree, who is attached to it and who writes.",
       (read, { worktree_id }, at) => {
@@ -623,7 +662,11 @@ export const worktree = aggregate(
       },
     ),
     check: query(
-      { path: Path, epoch: Type.Optional(Seq), session_id: Type.Optional(Id) },
+      {
+        path: field(Path, "where one wants to write"),
+        epoch: Type.Optional(field(Seq, "the epoch that one took the lock with: an older one is refused")),
+        session_id: Type.Optional(field(Id, "the session that wants to write")),
+      },
       object({
         as_of_seq: Seq,
         worktree_id: nullable(Id),

@@ -17,7 +17,7 @@ import type {
   ReadQuery,
   Reason,
 } from "./aggregate.ts";
-import { MAX_PAGE, matches, object, Seq } from "./schema.ts";
+import { field, MAX_PAGE, matches, object, Seq } from "./schema.ts";
 
 export interface CommandEntry {
   readonly type: string;
@@ -153,14 +153,16 @@ function withPaging(spec: QuerySpec): TObject {
     ...spec.params.properties,
     ...(paged && {
       limit: Type.Optional(limitOf(spec)),
-      cursor: Type.Optional(Type.String({ maxLength: 512 })),
+      cursor: Type.Optional(
+        field(Type.String({ maxLength: 512 }), "go on where an earlier page ended: its 'next'"),
+      ),
     }),
-    min_seq: Type.Optional(Seq),
+    min_seq: Type.Optional(field(Seq, "wait until the log has reached this position")),
   });
 }
 
 function limitOf({ largest = MAX_PAGE }: QuerySpec) {
-  return Type.Integer({ minimum: 1, maximum: largest });
+  return Type.Integer({ minimum: 1, maximum: largest, description: "at most so many of them" });
 }
 
 function checkChain(type: string, current: number, older: OlderVersions): void {

@@ -64,6 +64,24 @@ export function object<P extends TProperties>(fields: P, description?: string): 
   }) as TObject<P>;
 }
 
+/** What a value looks like, in words, where its field's description says what it is for: see `field`. */
+const FORM = "~form";
+
+/**
+ * A schema as a field of a command or query: what it is for comes first in its description. What is wrong with a value is said
+ * by what the schema itself asks of it.
+ * @param schema of the value; it stays as it is, so that events which have it too do not change
+ * @param is what the field is for: help (cli/fields.ts), the published schemas and the reference have it from here
+ */
+export function field<T extends TSchema>(schema: T, is: string): T {
+  const { description: form } = schema as { description?: string };
+  const described: T = Object.create(Object.getPrototypeOf(schema));
+  for (const key of Reflect.ownKeys(schema))
+    Object.defineProperty(described, key, Object.getOwnPropertyDescriptor(schema, key)!);
+  Object.defineProperty(described, FORM, { value: form });
+  return Object.assign(described, { description: form === undefined ? is : `${is}: ${form}` });
+}
+
 /** One of these words. */
 export function oneOf<const W extends readonly string[]>(...words: W) {
   return Type.Enum<[...W]>([...words]);
@@ -203,8 +221,9 @@ function describedAs(schema: TSchema, schemaPath: string): string | undefined {
   for (const step of schemaPath.replace(/^#\/?/, "").split("/").filter(Boolean)) {
     at = (at as Record<string, unknown> | undefined)?.[step.replaceAll("~1", "/").replaceAll("~0", "~")];
   }
-  const description = (at as { description?: string } | undefined)?.description;
-  return description && `must be ${description}`;
+  const described = at as { description?: string; [FORM]?: string } | undefined;
+  const form = described && FORM in described ? described[FORM] : described?.description;
+  return form && `must be ${form}`;
 }
 
 /** What Elysia accepts as a schema: the Standard Schema interface (version 1), with our types inside. */

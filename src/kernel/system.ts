@@ -5,7 +5,7 @@
  */
 import { type TProperties, type TSchema, Type } from "typebox";
 import { command, type QuerySpec } from "./aggregate.ts";
-import { Id, nullable, object, oneOf, pageOf, Seq, Sha256, Time } from "./schema.ts";
+import { field, Id, nullable, object, oneOf, pageOf, Seq, Sha256, Time } from "./schema.ts";
 
 function shape<P extends TProperties, A extends TSchema>(doc: string, params: P, answer: A) {
   return { doc, version: 1, params: object(params), answer } satisfies QuerySpec<P>;
@@ -19,21 +19,28 @@ export const filterFields = {
         pattern: "^(\\*|[a-z_]+\\.(\\*|[a-z_]+))$",
         description: "an event type, 'kind.*' or '*'",
       }),
-      { minItems: 1, maxItems: 64 },
+      { minItems: 1, maxItems: 64, description: "only events of one of these types" },
     ),
   ),
   streams: Type.Optional(
     Type.Array(Type.String({ pattern: "^[a-z_]+/[0-9a-f-]{36}$", description: "a stream such as task/ID" }), {
       minItems: 1,
       maxItems: 64,
+      description: "only events of one of these streams",
     }),
   ),
-  workspace_id: Type.Optional(Id),
-  project_id: Type.Optional(Id),
+  workspace_id: Type.Optional(field(Id, "only events of this workspace")),
+  project_id: Type.Optional(field(Id, "only events of this project")),
   subject_kind: Type.Optional(
-    Type.String({ pattern: "^[a-z_]+$", maxLength: 64, description: "a kind such as task" }),
+    field(
+      Type.String({ pattern: "^[a-z_]+$", maxLength: 64, description: "a kind such as task" }),
+      "only events about this kind",
+    ),
   ),
 };
+
+const LogId = field(Id, "the log that the position is of: another one is refused");
+const AsStored = field(Type.Boolean(), "as they were written, not converted to their current versions");
 
 const ProjectionStatus = object({
   name: Type.String(),
@@ -84,7 +91,11 @@ const SchemaEntry = object({
 export const systemCommands = {
   "daemon.shutdown": command({}, "Stop the daemon: it answers what it has accepted, then ends."),
   "projection.rebuild": command(
-    { name: Type.Optional(Type.String({ minLength: 1, maxLength: 64 })) },
+    {
+      name: Type.Optional(
+        field(Type.String({ minLength: 1, maxLength: 64 }), "the projection; all when absent"),
+      ),
+    },
     "Rebuild one projection, or all, from the log beside the serving ones.",
     { result: object({ projections: Type.Array(Type.String()) }) },
   ),
@@ -123,10 +134,10 @@ export const systemQueries = {
   "events.list": shape(
     "Read a page of the log.",
     {
-      after: Type.Optional(Seq),
-      since: Type.Optional(Time),
-      log_id: Type.Optional(Id),
-      as_stored: Type.Optional(Type.Boolean()),
+      after: Type.Optional(field(Seq, "only events behind this position")),
+      since: Type.Optional(field(Time, "only events from this time on")),
+      log_id: Type.Optional(LogId),
+      as_stored: Type.Optional(AsStored),
       ...filterFields,
     },
     object({
@@ -170,13 +181,13 @@ export const systemQueries = {
   ),
   "token.session": shape(
     "Make the token with which the commands of a session's processes are recorded as its own.",
-    { session_id: Id },
+    { session_id: field(Id, "the session whose processes it is for") },
     object({ as_of_seq: Seq, token: Type.String(), session_id: Id, epoch: Position }),
   ),
   "schema.list": shape("List the commands, queries and events with their versions.", {}, pageOf(SchemaEntry)),
   "schema.get": shape(
     "Show a JSON Schema.",
-    { name: Type.String({ minLength: 1, maxLength: 128 }) },
+    { name: field(Type.String({ minLength: 1, maxLength: 128 }), "the type that it is the schema of") },
     object({ as_of_seq: Seq, name: Type.String(), schema: Type.Unknown() }),
   ),
 };
@@ -186,11 +197,13 @@ export const socketQueries = {
   "events.subscribe": shape(
     "Subscribe to the log from a cursor: the answer first, then the frames.",
     {
-      after: Seq,
-      log_id: Type.Optional(Id),
-      filter: Type.Optional(object({ ...filterFields })),
-      frames: Type.Optional(Type.Array(Type.Literal("projection_updated"))),
-      as_stored: Type.Optional(Type.Boolean()),
+      after: field(Seq, "the position that the reader has come to"),
+      log_id: Type.Optional(LogId),
+      filter: Type.Optional(field(object({ ...filterFields }), "which events")),
+      frames: Type.Optional(
+        field(Type.Array(Type.Literal("projection_updated")), "which frames besides those of events"),
+      ),
+      as_stored: Type.Optional(AsStored),
     },
     object({ as_of_seq: Seq, log_id: Id }),
   ),

@@ -4,7 +4,9 @@ import { Type } from "typebox";
 import { argsOf } from "../../src/cli/command.ts";
 import { domainNouns } from "../../src/cli/domain.ts";
 import { fieldsOf } from "../../src/cli/fields.ts";
+import { allNouns, nounNamed } from "../../src/cli/nouns.ts";
 import { labelOf } from "../../src/cli/parse.ts";
+import type { Plain } from "../../src/cli/surface.ts";
 import { aggregates } from "../../src/domain/index.ts";
 import { aggregate, command, query } from "../../src/kernel/aggregate.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
@@ -208,4 +210,55 @@ test("every command and query of every aggregate is a verb, and every field of i
     seen += 1;
   }
   expect(seen).toBeGreaterThan(60);
+});
+
+/** The words of a sentence that say more than the name of the field does. */
+function besides(name: string, sentence: string): string[] {
+  const own = new Set([
+    ...name.split(/[_-]/),
+    "the",
+    "its",
+    "a",
+    "an",
+    "by",
+    "name",
+    "or",
+    "id",
+    "path",
+    "json",
+    "as",
+  ]);
+  return sentence
+    .toLowerCase()
+    .split(/[^a-z]+/)
+    .filter((word) => word !== "" && !own.has(word));
+}
+
+test("every field of every command and query says in its schema what it is for", () => {
+  const { commands, queries, socket } = buildRegistry(aggregates, system);
+  const forms = [Id, Name, Path, Time].map((each) => (each as Plain).description!);
+  const empty: string[] = [];
+  const look = (at: string, { properties = {}, items }: Plain) => {
+    if (items) look(at, items);
+    for (const [name, given] of Object.entries(properties)) {
+      const { description = "" } = given;
+      const form = forms.find((each) => description.endsWith(each)) ?? "";
+      const isNamed = given.type === "object" && given.properties !== undefined;
+      if (!isNamed && besides(name, description.replace(form, "")).length < 2)
+        empty.push(`${at}.${name}: ${description}`);
+      look(`${at}.${name}`, given);
+    }
+  };
+  for (const { type, spec } of commands.values()) look(type, spec.payload as Plain);
+  for (const { type, params } of [...queries.values(), ...socket.values()]) look(type, params as Plain);
+  expect(empty).toEqual([]);
+});
+
+test("no argument's description is merely its name", async () => {
+  const empty: string[] = [];
+  for (const { name: noun } of await allNouns())
+    for (const [verb, declared] of Object.entries((await nounNamed(noun))!.verbs))
+      for (const [name, { description }] of Object.entries(argsOf(declared)))
+        if (besides(name, description).length < 2) empty.push(`mp ${noun} ${verb} ${name}: ${description}`);
+  expect(empty).toEqual([]);
 });

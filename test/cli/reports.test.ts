@@ -241,6 +241,22 @@ describe("without a daemon", () => {
     expect(await nowhere.out("daemon", "run", "--help")).not.toContain("--background");
   });
 
+  test("help fits: 80 columns in a pipe, the terminal's otherwise; a long flag has its sentence below it", async () => {
+    const help = await nowhere.out("session", "list", "--help");
+    expect(help).toMatch(/\n {2}--status starting\|\S+\n {20,40}only those with this status\n/);
+    for (const args of [["session", "run"], ["worktree"], ["board", "add-node"], []]) {
+      const [own] = (await nowhere.out(...args, "--help")).split(/^(?:Examples|Start here):/m);
+      const long = lines(own!).filter((line) => Bun.stringWidth(line) > 80 && line.trim().includes("  "));
+      expect([args, long]).toEqual([args, []]);
+    }
+    for (const columns of [50, 120]) {
+      const { shown } = await atTerminal(["task", "create", "--help"], { home, columns });
+      const [own] = Bun.stripANSI(shown).split(/^Examples:/m);
+      const widest = Math.max(...lines(own!).map((line) => Bun.stringWidth(line)));
+      expect([columns, widest <= columns && widest > columns - 15]).toEqual([columns, true]);
+    }
+  });
+
   test("help exit-codes has every exit code of the catalogue", async () => {
     const { items } = await nowhere.json<{ items: { exit: number }[] }>("help", "exit-codes");
     const codes = items.map(({ exit }) => exit);

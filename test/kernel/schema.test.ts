@@ -9,9 +9,11 @@ import { Compile, Meta } from "typebox/schema";
 import { aggregates } from "../../src/domain/index.ts";
 import { buildRegistry } from "../../src/kernel/registry.ts";
 import {
+  field,
   Id,
   MOST_ERRORS,
   matches,
+  Name,
   nullable,
   object,
   oneOf,
@@ -32,6 +34,24 @@ const registry = buildRegistry(aggregates, system);
 const verdicts = (schema: TSchema, values: readonly unknown[]) =>
   values.map((value) => [value, matches(schema, value)]);
 const all = (values: readonly unknown[], verdict: boolean) => values.map((value) => [value, verdict]);
+
+test("a field says what it is for, and what is wrong with its value in the words of what it asks; the schema stays as it is", () => {
+  const before = JSON.stringify(Name);
+  const named = object({ name: field(Name, "what it is called"), at: Type.Optional(field(Time, "when")) });
+  expect(named.properties.name).toMatchObject({
+    description: "what it is called: 1–128 characters, Unicode NFC, no control characters",
+  });
+  expect(schemaErrors(named, { name: "a\nb", at: "soon" })).toEqual([
+    { pointer: "/name", message: "must be 1–128 characters, Unicode NFC, no control characters" },
+    { pointer: "/at", message: "must be RFC 3339, UTC, milliseconds" },
+  ]);
+  expect(verdicts(named, [{ name: "x" }, { name: "e\u0301" }])).toEqual([
+    [{ name: "x" }, true],
+    [{ name: "e\u0301" }, false],
+  ]);
+  expect(JSON.stringify(Name)).toBe(before);
+  expect(JSON.stringify(named)).not.toContain("~");
+});
 
 describe("the primitives", () => {
   const id = "01900000-0000-7000-8000-00000000000a";

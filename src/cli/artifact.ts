@@ -517,7 +517,7 @@ async function written(
 }
 
 /** Have all of a stream taken, in its order. */
-async function poured(
+export async function poured(
   from: ReadableStream<Uint8Array>,
   to: (chunk: Uint8Array) => Promise<boolean>,
   signal: AbortSignal,
@@ -557,7 +557,7 @@ function thereAlready(path: string): Problem {
   return usage(`the file ${path} is there already`, "give another --output, or --force to replace it");
 }
 
-function mismatch(digest: string, actual: string): Problem {
+export function mismatch(digest: string, actual: string): Problem {
   return problem("conflict", "the bytes that came have another digest", {
     reason: "artifact.digest_mismatch",
     hint: "try again; if it stays so, the file in the daemon's store is damaged",
@@ -566,7 +566,7 @@ function mismatch(digest: string, actual: string): Problem {
 }
 
 /** Run something that Ctrl-C and SIGTERM end cleanly: nothing half-made stays. */
-async function interruptible(work: (signal: AbortSignal) => Promise<Ending>): Promise<Ending> {
+export async function interruptible(work: (signal: AbortSignal) => Promise<Ending>): Promise<Ending> {
   const stop = new AbortController();
   let code: number | undefined;
   const end = (exit: number) => () => {

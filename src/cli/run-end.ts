@@ -13,7 +13,7 @@ import { note } from "./output.ts";
 import type { Asker, How } from "./run-asker.ts";
 import type { Ended } from "./run-child.ts";
 import type { Lease, Loss } from "./run-leases.ts";
-import type { Spool } from "./run-spool.ts";
+import { OUTPUT_NAME, type Spool } from "./run-spool.ts";
 
 /** How long the telling may take, in milliseconds. */
 const TELL_MS = 30_000;
@@ -85,7 +85,7 @@ export class Telling {
       { kind: "session", id: this.session.id },
       ...(task_id ? [{ kind: "task", id: task_id }] : []),
     ];
-    const payload = { digest, size, media_type: "text/plain", name: "output.log", links };
+    const payload = { digest, size, media_type: "text/plain", name: OUTPUT_NAME, links };
     const registered = isProblem(stored) ? stored : await this.#insist("artifact.register", payload);
     if (!isProblem(registered)) return registered.subject.id;
     await note(`mp: the output could not be kept: ${registered.detail}`);

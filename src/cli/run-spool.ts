@@ -8,6 +8,9 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+/** What the artifact is called. */
+export const OUTPUT_NAME = "output.log";
+
 /** The most that is kept, in bytes. */
 const SPOOL_BYTES = 64 << 20;
 
@@ -25,7 +28,7 @@ export class Spool {
   /** Throws when there is no folder for temporary files. */
   constructor() {
     this.#folder = mkdtempSync(join(tmpdir(), "mp-run-"));
-    this.path = join(this.#folder, "output.log");
+    this.path = join(this.#folder, OUTPUT_NAME);
     this.#file = openSync(this.path, "wx", 0o600);
   }
 

@@ -3,6 +3,7 @@
  * for a run: every other verb of sessions has these lines among its own.
  */
 import { type Args, asking, type Ending, type Values, type Verb, verb } from "./command.ts";
+import { waitArg } from "./waiting.ts";
 
 const args = {
   command: {
@@ -19,6 +20,13 @@ const args = {
   },
   write: { type: "boolean", description: "take the worktree's writer lock; refused: nothing is started" },
   task: { type: "string", valueHint: "TASK", description: "claim it; what comes of the command comes of it" },
+  next: {
+    type: "boolean",
+    description:
+      "claim the next task that is ready: of the project where one is known, else of the workspace",
+  },
+  stage: { type: "string", valueHint: "STAGE", description: "with --next: only tasks of this stage" },
+  wait: waitArg("wait so long for the task and the lock, before there is a session; exit code 7 after that"),
   workspace: {
     type: "string",
     valueHint: "WORKSPACE",
@@ -87,7 +95,7 @@ export const run: Verb = verb(
       "The command's environment has MP_SESSION_ID, MP_SESSION_EPOCH, MP_TOKEN, MP_WORKSPACE and, where they apply, MP_PROJECT,",
       "MP_WORKTREE_ID, MP_WRITER_EPOCH, MP_TASK_ID, MP_TASK_EPOCH. With MP_TOKEN, what it does with mp is recorded as the session's.",
       "Exit code: the command's own; 128+n after signal n; 127 or 126 when it cannot be started. A lock or claim that",
-      "is refused: 5, and the command is not started.",
+      "is refused, or no task that is ready: 5, with --wait 7; the command is not started.",
       "Code 0 completes the task and the session, also after a signal; another fails both. After INT, TERM, HUP or QUIT, passed",
       "on or typed (Ctrl-C, Ctrl-\\), any code but 0 cancels the session and gives the task back. These four go to the command's",
       "process group, USR1 and USR2 to the command itself. A command that reads Ctrl-C as a key, such as an editor, gets no signal.",
@@ -101,6 +109,7 @@ export const run: Verb = verb(
     ],
     examples: [
       "mp session run --worktree ../core-fix --write --task TASK -- my-agent 'fix the parser'",
+      "mp session run --worktree ../core-fix --write --next --wait 1h -- my-agent    which reads MP_TASK_ID",
       "mp session run --workspace demo --title nightly -- make test",
       "mp session run --worktree . --write --on-lost tell -- ./migrate.sh",
     ],

@@ -1,14 +1,17 @@
 /**
- * `mp session` beyond its registry (SPEC §8, §12): the tree as a tree, one session with what it holds and has made.
+ * `mp session` beyond its registry (SPEC §8, §12): the tree as a tree, one session with what it holds and has made, and what
+ * its command printed.
  *
  * A tree needs no second look at the daemon: the rows come in the order of the tree, each with its depth.
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import type { Verb } from "./command.ts";
+import { asking, type Verb, verb } from "./command.ts";
 import { forReading, type Page, queryVerb, sayBelow, withoutPosition } from "./domain.ts";
 import type { Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { usage } from "./parse.ts";
+import { wantedBy } from "./payload.ts";
+import { surface } from "./surface.ts";
 
 /** A row of `session.tree`, as far as it is drawn. */
 interface Row {
@@ -49,6 +52,9 @@ const OVER = new Set(["completed", "cancelled", "lost", "failed"]);
 /** The verbs of sessions that are not derived. */
 export function sessionVerbs(): Readonly<Record<string, Verb>> {
   return {
+    get logs() {
+      return logsVerb();
+    },
     get tree() {
       return queryVerb("session.tree", {
         doc: "Show sessions as trees: who began whom, and how they are.",
@@ -187,6 +193,23 @@ async function drawnOne(session: Session, link: Link, colour: boolean): Promise<
     part("claims", claims, CLAIMS),
     artifacts,
   ].join("");
+}
+
+function logsVerb(): Verb {
+  const wanted = wantedBy(surface(), "session.get");
+  return verb(
+    "Write what the command of a session printed, as 'mp session run' has kept it.",
+    { ...wanted.args, ...asking },
+    async (values, { out }) => (await import("./session-logs.ts")).showLogs(values, wanted, out),
+    {
+      pointers: wanted.pointers,
+      notes: [
+        "stdout gets the bytes as they were printed, of stdout and stderr in the order in which they came. They are there once",
+        "the command has ended; exit code 3 when there are none, 5 when they have expired. --json: the artifacts, not their bytes.",
+      ],
+      examples: ["mp session logs SESSION", "mp session logs 5f0a11c2 | less -R"],
+    },
+  );
 }
 
 async function show(rows: readonly Row[], levels: number, out: Output): Promise<void> {

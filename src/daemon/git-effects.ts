@@ -3,19 +3,32 @@
  * one at a time per repository, its outcome recorded by the daemon's own commands.
  *
  * Always holds: an intent gets one outcome, whatever is killed in between. A folder is cleaned up only when a note, written
- * before git began and after nothing was found at its path, says that it is ours. Nothing that a client sent can be an
- * option of git. Left out on purpose: branches; what git made stays.
+ * before git began and after nothing was found at its path, says that it is ours, git still has it as begun, and it holds
+ * nothing but what git put there; what is not surely ours stays, and the outcome says so. Nothing that a client sent can be
+ * an option of git. Left out on purpose: branches; what git made stays.
  */
-import { existsSync, lstatSync, mkdirSync, readdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { hostname } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { join } from "node:path";
 import type { Event, Tables } from "../kernel/aggregate.ts";
 import { daemonCommand, type Outcome, type WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import type { ReadModels } from "../kernel/readmodel.ts";
-import { type Listed, markOf, orphansEnded, type Ran, runGit, saidIn, saying, worktreesOf } from "./git.ts";
+import {
+  type Listed,
+  markOf,
+  onlyOfGit,
+  orphansEnded,
+  type Ran,
+  real,
+  runGit,
+  saidIn,
+  saying,
+  sharedFolderOf,
+  worktreesOf,
+} from "./git.ts";
+import { hostOf } from "./host.ts";
 import type { Logger } from "./logger.ts";
 import type { WriteQueue } from "./queue.ts";
 
@@ -29,10 +42,10 @@ interface Effect {
   readonly force: boolean;
   /** Where git is run; undefined when the project has no repository. */
   readonly repository: string | undefined;
-  /** Effects with the same one come one after the other. */
-  readonly queue: string;
-  /** The version of the stream with the intent: tells it from any other of the worktree. */
-  readonly version: number;
+  /** Effects with the same one come one after the other; undefined until git has said which repository it is. */
+  queue: string | undefined;
+  /** Tells the intent from any other of the worktree. */
+  readonly intent: string;
   readonly done: () => void;
 }
 
@@ -85,6 +98,8 @@ export class GitEffects {
   readonly #running = new Map<string, Promise<void>>();
   /** By the id of the intent's event: settled once its outcome is recorded. */
   readonly #held = new Map<string, Promise<void>>();
+  /** What git says is the shared folder of a repository, by the path that a project has for it. */
+  readonly #shared = new Map<string, Promise<string | undefined>>();
   readonly #stop = new AbortController();
   /** Resolved once the daemon begins to stop. */
   readonly #closing = Promise.withResolvers<void>();
@@ -104,7 +119,7 @@ export class GitEffects {
       const { subject, payload } = JSON.parse(stored.body) as Event<{ base?: string; force?: boolean }>;
       const { promise, resolve } = Promise.withResolvers<void>();
       this.#held.set(stored.event_id, promise);
-      this.#add(kind, subject.id, stored.seq_stream, payload, () => {
+      this.#add(kind, subject.id, `${stored.seq_stream}`, payload, () => {
         this.#held.delete(stored.event_id);
         resolve();
       });
@@ -116,14 +131,18 @@ export class GitEffects {
   settle(): void {
     const { readModels, notes } = this.#parts;
     const { answer: unfinished } = readModels.snapshot("worktree", (read) =>
-      read.all("worktrees", { status: { oneOf: ["creating", "removing"] } }),
+      read.sql<{ worktree_id: string; version: number; intents: number }>(
+        `SELECT worktree_id, version, max(reconciling, status IN ('creating', 'removing')) AS intents
+         FROM worktrees WHERE intents > 0`,
+      ),
     );
     const ids = unfinished.map((each) => each.worktree_id);
     if (existsSync(notes))
       for (const name of readdirSync(notes))
         if (!ids.includes(name.split(".")[0]!)) rmSync(join(notes, name));
-    for (const { worktree_id, version } of unfinished)
-      this.#add("settle", worktree_id, version, {}, () => undefined);
+    for (const { worktree_id, version, intents } of unfinished)
+      for (let n = 0; n < intents; n += 1)
+        this.#add("settle", worktree_id, `settled ${version} ${n}`, {}, () => undefined);
     this.#begin();
   }
 
@@ -168,7 +187,7 @@ export class GitEffects {
   #add(
     kind: Effect["kind"],
     worktree_id: string,
-    version: number,
+    intent: string,
     { base, force = false }: { base?: string; force?: boolean },
     done: () => void,
   ): void {
@@ -183,15 +202,40 @@ export class GitEffects {
       return;
     }
     const repository = project?.repo_path ?? project?.git_common_dir ?? undefined;
-    const queue = project?.git_common_dir ?? repository ?? worktree.path;
-    this.#waiting.push({ kind, worktree, base, force, repository, queue: real(queue), version, done });
+    const effect: Effect = { kind, worktree, base, force, repository, queue: undefined, intent, done };
+    this.#waiting.push(effect);
+    if (repository === undefined) effect.queue = real(worktree.path);
+    else
+      void this.#sharedBy(repository).then((shared) => {
+        effect.queue = shared ?? real(repository);
+        this.#begin();
+      });
+  }
+
+  /** The folder that all worktrees of a repository share: asked once, for one repository may have many paths. */
+  #sharedBy(repository: string): Promise<string | undefined> {
+    const known = this.#shared.get(repository);
+    if (known) return known;
+    const asked = sharedFolderOf(repository, this.#stop.signal)
+      .catch((error: unknown) => {
+        this.#parts.log.warn({ err: error, repository }, "git cannot be asked which repository it is");
+        return undefined;
+      })
+      .then((found) => {
+        // It may become one.
+        if (found === undefined) this.#shared.delete(repository);
+        return found;
+      });
+    this.#shared.set(repository, asked);
+    return asked;
   }
 
   /** Begin whatever has waited longest and whose repository is free. */
   #begin(): void {
     for (let next = 0; next < this.#waiting.length && this.#running.size < MOST_AT_ONCE; ) {
       const effect = this.#waiting[next]!;
-      if (this.#running.has(effect.queue)) {
+      const { queue } = effect;
+      if (queue === undefined || this.#running.has(queue)) {
         next += 1;
         continue;
       }
@@ -204,18 +248,19 @@ export class GitEffects {
           ),
         )
         .then(() => {
-          this.#running.delete(effect.queue);
+          this.#running.delete(queue);
           effect.done();
           this.#begin();
         });
-      this.#running.set(effect.queue, running);
+      this.#running.set(queue, running);
     }
   }
 
   async #carryOut(effect: Effect): Promise<void> {
     const { worktree_id, host, status } = effect.worktree;
-    const why = `the worktree is on the machine ${host}, this is ${hostname()}`;
-    const result = host === hostname() ? await this.#tried(effect) : notDone(effect, why);
+    const here = hostOf(this.#parts.readModels.db);
+    const why = `the worktree is on the machine ${host}, this is ${here}`;
+    const result = host === here ? await this.#tried(effect) : notDone(effect, why);
     // What the end of the daemon may have cut off is for the next start to find out.
     if (result === undefined || this.#stop.signal.aborted || !(await this.#record(effect, result))) return;
     for (const name of [this.#noteOf(worktree_id), this.#outputOf(worktree_id)])
@@ -250,6 +295,7 @@ export class GitEffects {
 
   async #interrupted(effect: Effect): Promise<Result> {
     const { worktree_id, status } = effect.worktree;
+    if (status !== "creating" && status !== "removing") return this.#reconcile(effect);
     const said = await saidIn(this.#outputOf(worktree_id));
     const why = `interrupted: the daemon ended before git had finished\n${said}`;
     return status === "creating" ? this.#madeOrNot(effect, why) : this.#removedOrNot(effect, why);
@@ -260,6 +306,8 @@ export class GitEffects {
     const { worktree_id, path, branch } = worktree;
     if (repository === undefined) return failed("creation_failed", "the project has no repository");
     const known = await this.#git(effect, ["show-ref", "--verify", "--quiet", `refs/heads/${branch}`]);
+    const unlike = known.code === 0 && base !== undefined ? await this.#unlike(effect, base) : undefined;
+    if (unlike !== undefined) return failed("creation_failed", unlike);
     // What is no repository, or no git at all, is told in git's words by the command itself.
     const which =
       known.code === 0 ? ["--", path, branch!] : ["-b", branch!, "--", path, ...(base ? [base] : [])];
@@ -272,31 +320,60 @@ export class GitEffects {
     return this.#madeOrNot(effect, ran.said, ran.code === 0);
   }
 
+  /** Why a branch that is there does not begin at a base; undefined when it does. */
+  async #unlike(effect: Effect, base: string): Promise<string | undefined> {
+    const { branch } = effect.worktree;
+    const commit = (name: string) => this.#git(effect, ["rev-parse", "--verify", `${name}^{commit}`]);
+    const [at, from] = [await commit(`refs/heads/${branch}`), await commit(base)];
+    if (from.code !== 0) return `the base ${base} is no commit: ${from.said}`;
+    if (at.out === from.out) return undefined;
+    return (
+      `the branch ${branch} exists at ${at.out.trim()}, and the base ${base} is ${from.out.trim()}: ` +
+      "leave the base out to use the branch as it is, or give another branch"
+    );
+  }
+
   /** What became of a creation that is over; what is half-made and ours is taken away. */
   async #madeOrNot(effect: Effect, said: string, ended = false): Promise<Result> {
     const { worktree_id, path, branch } = effect.worktree;
     const { listed, entry } = await this.#look(effect);
-    const whole = entry && entry.prunable === undefined && entry.locked !== "initializing";
-    if (whole && there(join(path, ".git")))
-      // Also when git ended badly, as it does when a hook fails: it is there.
+    const complete = entry && entry.prunable === undefined && entry.locked !== "initializing";
+    // Also when git ended badly, as it does when a hook fails: it is there. On another branch it is somebody else's.
+    if (complete && there(join(path, ".git")) && (ended || entry.branch === branch))
       return { type: "created", payload: seen(entry) };
     if (!listed && ended) return { type: "created", payload: { branch } };
+    if (!existsSync(this.#noteOf(worktree_id))) return failed("creation_failed", said);
     // What git cannot be asked about is not touched: it may be whole.
-    const ours = listed && existsSync(this.#noteOf(worktree_id));
-    if (!ours || (entry?.locked !== "initializing" && !barelyBegun(path)))
-      return failed("creation_failed", said);
+    const tidied = listed ? await this.#tidied(effect, entry) : !there(path);
+    const left = `\nwhat is at ${path} was left as it is, for it may be another's: look at it, and take it away yourself`;
+    return failed("creation_failed", tidied ? said : `${said}${left}`);
+  }
+
+  /** Take away what a creation has left that was cut off. Returns false when something is there that may be another's. */
+  async #tidied(effect: Effect, entry: Listed | undefined): Promise<boolean> {
+    const { path, branch } = effect.worktree;
+    const begun = entry?.locked === "initializing" && (entry.branch ?? branch) === branch;
+    if (entry && !begun) return !there(path);
+    if (there(path) && !(await this.#onlyOfGit(effect, begun))) return false;
     await rm(path, { recursive: true, force: true });
     // Twice: once would not remove one that git has locked while it made it.
     if (entry) await this.#git(effect, ["worktree", "remove", "--force", "--force", "--", entry.path]);
-    return failed("creation_failed", said);
+    return true;
+  }
+
+  /** Whether nothing is at the path of a worktree that anybody could miss. */
+  async #onlyOfGit({ repository, worktree }: Effect, listed: boolean): Promise<boolean> {
+    const shared = await this.#sharedBy(repository!);
+    if (shared === undefined) return false;
+    const index = `${this.#noteOf(worktree.worktree_id)}.index`;
+    return onlyOfGit(worktree.path, shared, listed, { index, signal: this.#stop.signal });
   }
 
   async #remove(effect: Effect): Promise<Result | undefined> {
     const { worktree, force, repository } = effect;
     if (repository === undefined) return failed("removal_failed", "the project has no repository");
-    const { entry, said } = await this.#look(effect);
-    if (!entry)
-      return this.#removedOrNot(effect, said ?? "git does not list it as a worktree of the repository");
+    const { entry, said = "" } = await this.#look(effect);
+    if (!entry) return this.#removedOrNot(effect, said);
     if (entry.prunable === undefined && there(join(worktree.path, ".git"))) this.#note(worktree.worktree_id);
     const ran = await this.#change(effect, ["remove", ...(force ? ["--force"] : []), "--", entry.path]);
     if (!ran.killed) rmSync(this.#noteOf(worktree.worktree_id), { force: true });
@@ -309,19 +386,30 @@ export class GitEffects {
     const { worktree, repository } = effect;
     const { worktree_id, path } = worktree;
     const { listed, entry } = await this.#look(effect);
+    if (listed && !entry) {
+      // Git is done with it: what is there now is somebody's, or what git could not remove.
+      if (there(path)) this.#parts.log.warn({ worktree_id, path }, "git has removed it, something is there");
+      return REMOVED;
+    }
     // With the repository gone, nobody is left who could list it.
-    const gone = listed ? !entry : repository === undefined || !there(repository);
-    if (gone && !there(path)) return REMOVED;
+    const gone = repository === undefined || !there(repository);
+    if (!entry) return gone && !there(path) ? REMOVED : failed("removal_failed", said);
     // It was whole when git began, and it lost its link: git had found that it may go.
     const begun = existsSync(this.#noteOf(worktree_id)) && !there(join(path, ".git"));
     if (!begun) return failed("removal_failed", said);
+    if (there(path) && !(await this.#onlyOfGit(effect, true)))
+      return failed(
+        "removal_failed",
+        `${said}\nwhat is left at ${path} may be in no commit: take it away yourself, then remove the worktree again`,
+      );
     await rm(path, { recursive: true, force: true });
-    if (entry) await this.#git(effect, ["worktree", "remove", "--force", "--", entry.path]);
+    await this.#git(effect, ["worktree", "remove", "--force", "--", entry.path]);
     return REMOVED;
   }
 
   async #reconcile(effect: Effect): Promise<Result> {
     const { origin, path, branch, commit_sha } = effect.worktree;
+    const last = { branch: branch ?? undefined, commit: commit_sha ?? undefined };
     const found = (presence: "present" | "missing", payload: object = {}): Result => ({
       type: "reconciled",
       payload: { presence, ...payload },
@@ -330,12 +418,12 @@ export class GitEffects {
     const { listed, entry, said } = await this.#look(effect);
     if (entry) return entry.prunable === undefined ? found("present", seen(entry)) : found("missing");
     if (listed || effect.repository === undefined)
-      return found(origin === "registered" ? "present" : "missing");
+      return origin === "registered" ? found("present", last) : found("missing");
     this.#parts.log.warn(
       { path, said },
       "git cannot be asked: the folder is there, and nothing else is known",
     );
-    return found("present", { branch: branch ?? undefined, commit: commit_sha ?? undefined });
+    return found("present", last);
   }
 
   /** What git lists at the worktree's path; `listed` false with what it said when it could not be asked. */
@@ -364,13 +452,13 @@ export class GitEffects {
   }
 
   /** Record an outcome. Returns false when it could not be recorded. */
-  async #record({ worktree, version }: Effect, { type, payload }: Result): Promise<boolean> {
+  async #record({ worktree, intent }: Effect, { type, payload }: Result): Promise<boolean> {
     const { queue, log } = this.#parts;
     const { worktree_id } = worktree;
     const command = daemonCommand(
       `worktree.record_${type}`,
       { worktree_id, ...payload },
-      `git ${worktree_id} ${version}`,
+      `git ${worktree_id} ${intent}`,
     );
     for (;;) {
       const outcomes = await queue.submit({ commands: [command], atomic: false });
@@ -407,25 +495,16 @@ export class GitEffects {
 }
 
 /** That nothing came of an effect; nothing can be said of a look that could not be taken. */
-function notDone({ kind, worktree }: Effect, message: string): Result | undefined {
+function notDone({ kind, worktree: { status } }: Effect, message: string): Result | undefined {
   if (kind === "reconcile") return undefined;
-  return failed(worktree.status === "creating" ? "creation_failed" : "removal_failed", message);
+  if (status === "creating") return failed("creation_failed", message);
+  return status === "removing" ? failed("removal_failed", message) : undefined;
 }
 
 /** Branch and commit of an entry, as outcomes tell them. */
 function seen({ branch, head }: Listed) {
   // A branch that is too long for an event can only be one that another program made.
   return { branch: branch?.slice(0, MOST_BRANCH).toWellFormed(), commit: head };
-}
-
-/** A path as git shows it: links resolved as far as there is something. */
-function real(path: string): string {
-  try {
-    return realpathSync(path);
-  } catch {
-    const above = dirname(path);
-    return above === path ? path : join(real(above), basename(path));
-  }
 }
 
 /** Whether something is at a path, also when it may not be looked at. */
@@ -435,11 +514,4 @@ function there(path: string): boolean {
   } catch {
     return true;
   }
-}
-
-/** Whether a folder is as git leaves one that it has hardly begun: empty, or with its link and perhaps more. */
-function barelyBegun(path: string): boolean {
-  if (!lstatSync(path, { throwIfNoEntry: false })?.isDirectory()) return false;
-  const link = lstatSync(join(path, ".git"), { throwIfNoEntry: false });
-  return link ? link.isFile() : readdirSync(path).length === 0;
 }

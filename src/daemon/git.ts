@@ -5,7 +5,17 @@
  * when it takes too long, and can be found again by its mark when the daemon that began it is gone. What it says is cut,
  * without controls and credentials, before anybody stores or shows it.
  */
-import { closeSync, existsSync, openSync, readdirSync, readFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  lstatSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+} from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 
 /** One entry of `git worktree list --porcelain`. */
 export interface Listed {
@@ -97,16 +107,18 @@ export function saying(text: string): string {
  * Run git to its end.
  * @param args its arguments
  * @param how `umask`: what its files get; `limit_ms`: then it is killed, 10 minutes when absent; `signal`: kills it before;
- *   `output`: a file for what it says, so that it can go on when the daemon is gone, and `out` stays empty
+ *   `output`: a file for what it says, so that it can go on when the daemon is gone, and `out` stays empty; `index`: a file
+ *   that it uses as its index
  * @returns `code` null with `said` when git is not installed, or was killed
  * @throws the system's error when the machine refuses to begin it: no room for the file, no process more
  */
 export async function runGit(
   args: readonly string[],
-  how: { umask?: number; limit_ms?: number; signal?: AbortSignal; output?: string } = {},
+  how: { umask?: number; limit_ms?: number; signal?: AbortSignal; output?: string; index?: string } = {},
 ): Promise<Ran> {
-  const { umask = 0o022, limit_ms = LIMIT_MS, signal, output } = how;
+  const { umask = 0o022, limit_ms = LIMIT_MS, signal, output, index } = how;
   const env = environment();
+  if (index !== undefined) env.GIT_INDEX_FILE = index;
   const git = Bun.which("git", { PATH: env.PATH ?? "" });
   if (git === null) return notRun("git is not installed on this machine, or not on the daemon's PATH");
   if (signal?.aborted) return notRun("the daemon is stopping");
@@ -201,6 +213,85 @@ export async function worktreesOf(
   return plain.code === 0 ? parseWorktrees(plain.out, "\n") : { said: plain.said };
 }
 
+/** A path as git shows it: links resolved as far as there is something. */
+export function real(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    const above = dirname(path);
+    return above === path ? path : join(real(above), basename(path));
+  }
+}
+
+/** Asking which repository it is takes git no time. */
+const ASKED_MS = 10_000;
+
+/** The folder that all worktrees of a repository share, canonical; undefined when git cannot tell. */
+export async function sharedFolderOf(repository: string, signal: AbortSignal): Promise<string | undefined> {
+  // An older git knows no --path-format: what it says is seen from the repository.
+  const ran = await runGit(["-C", repository, "rev-parse", "--git-common-dir"], {
+    signal,
+    limit_ms: ASKED_MS,
+  });
+  return ran.code === 0 ? real(resolve(repository, ran.out.replace(/\n$/, ""))) : undefined;
+}
+
+/** The folder in which git keeps what it knows of the worktree at a path; undefined when there is none. */
+function ownFolderOf(shared: string, path: string): string | undefined {
+  const all = join(shared, "worktrees");
+  return namesIn(all)
+    .map((name) => join(all, name))
+    .find((own) => {
+      const link = textOf(join(own, "gitdir"))?.trimEnd();
+      return link !== undefined && real(dirname(resolve(own, link))) === real(path);
+    });
+}
+
+/**
+ * Whether a folder has nothing in it but what git itself has put there, so that nobody misses it: nothing at all, its link to
+ * this repository, and files as they are in the commit that the worktree is at. A file that was cut off is none of these.
+ * @param shared as `sharedFolderOf` has it
+ * @param listed whether git lists it as a worktree of the repository: without that no file in it can be told to be git's
+ * @param how `index`: a file that may be written and is gone afterwards; `signal` ends it, and then it is not known
+ */
+export async function onlyOfGit(
+  path: string,
+  shared: string,
+  listed: boolean,
+  { index, signal }: { index: string; signal: AbortSignal },
+): Promise<boolean> {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isDirectory()) return false;
+  const names = readdirSync(path);
+  if (names.includes(".git")) {
+    const link = /^gitdir: ([^\n]+)\n?$/.exec(textOf(join(path, ".git")) ?? "")?.[1];
+    if (link === undefined || dirname(real(resolve(path, link))) !== join(shared, "worktrees")) return false;
+  }
+  if (names.every((name) => name === ".git")) return true;
+  const own = listed ? ownFolderOf(shared, path) : undefined;
+  if (own === undefined) return false;
+  const options = ["core.sparseCheckout=false", "core.fsmonitor=false"].flatMap((option) => ["-c", option]);
+  const run = (...args: string[]) =>
+    runGit(["-C", path, "--git-dir", own, "--work-tree", path, ...options, ...args], { index, signal });
+  try {
+    if ((await run("read-tree", "HEAD")).code !== 0) return false;
+    const { code, out } = await run("status", "--porcelain", "-z", "--untracked-files=all", "--ignored");
+    // That files are missing is all that may differ.
+    return code === 0 && out.split("\0").every((line) => line === "" || line.startsWith(" D "));
+  } finally {
+    rmSync(index, { force: true });
+  }
+}
+
+/** The names in a folder; nothing when it is not there. */
+function namesIn(folder: string): string[] {
+  return existsSync(folder) ? readdirSync(folder) : [];
+}
+
+/** What a file says; undefined for anything else. */
+function textOf(path: string): string | undefined {
+  return lstatSync(path, { throwIfNoEntry: false })?.isFile() ? readFileSync(path, "utf8") : undefined;
+}
+
 /** An option for git that does nothing but tell its process from any other. */
 export const markOf = (id: string) => ["-c", `mp.worktree=${id}`] as const;
 
@@ -211,32 +302,53 @@ const LOOK_MS = 250;
  * Wait until the git that a killed daemon left behind has ended; it has its ten minutes too, then it is killed.
  * @param id what it was marked with
  * @param signal ends the wait
+ * @param limit_ms its ten minutes
  */
-export async function orphansEnded(id: string, signal: AbortSignal): Promise<void> {
-  for (let waited = 0; !signal.aborted; waited += LOOK_MS) {
-    const pids = await processesWith(markOf(id)[1]);
-    if (pids.length === 0) return;
-    if (waited >= LIMIT_MS) for (const pid of pids) end(pid, "SIGKILL");
+export async function orphansEnded(id: string, signal: AbortSignal, limit_ms = LIMIT_MS): Promise<void> {
+  const mark = markOf(id);
+  // What comes later was not left by anybody who is gone.
+  let left = await gitsWith(mark);
+  for (let waited = 0; left.length > 0 && !signal.aborted; waited += LOOK_MS) {
+    if (waited >= limit_ms) for (const pid of left) end(-pid, "SIGKILL");
     await Bun.sleep(LOOK_MS);
+    const now = await gitsWith(mark);
+    left = left.filter((pid) => now.includes(pid));
   }
 }
 
-/** The ids of the processes that have a word as one of their arguments. */
-async function processesWith(word: string): Promise<number[]> {
+/**
+ * The ids of the processes that are a git begun by `runGit` with a mark: git, or a script of that name, with the mark as its
+ * first option, at the head of a group of its own. A program that only has the mark among its words is somebody else's.
+ */
+async function gitsWith(mark: readonly string[]): Promise<number[]> {
+  const ours = (words: readonly string[]) => {
+    const at = words.indexOf(mark[1]!);
+    return at >= 2 && words[at - 1] === mark[0] && basename(words[at - 2]!) === "git";
+  };
   if (process.platform === "win32") return [];
   if (process.platform === "linux")
     return readdirSync("/proc")
-      .filter((name) => /^\d+$/.test(name) && argumentsOf(name).includes(word))
+      .filter((name) => /^\d+$/.test(name) && ours(ofProcess(name, "cmdline").split("\0")))
+      .filter((pid) => {
+        // pid (name) state parent group session: the name may have anything in it.
+        const stat = ofProcess(pid, "stat");
+        const [, , group, session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+        return group === pid && session === pid;
+      })
       .map(Number);
-  const child = Bun.spawn(["ps", "-axww", "-o", "pid=,command="], { stdout: "pipe", stderr: "ignore" });
+  const child = Bun.spawn(["ps", "-axww", "-o", "pid=,pgid=,command="], { stdout: "pipe", stderr: "ignore" });
   const lines = (await Bun.readableStreamToText(child.stdout)).split("\n");
-  return lines.filter((line) => line.split(/\s+/).includes(word)).map((line) => Number.parseInt(line, 10));
+  return lines.flatMap((line) => {
+    const [pid, group, ...words] = line.trim().split(/\s+/);
+    return pid === group && ours(words) ? [Number(pid)] : [];
+  });
 }
 
-function argumentsOf(pid: string): string[] {
+/** A file about a process; nothing once it has ended. */
+function ofProcess(pid: string, file: "cmdline" | "stat"): string {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+    return readFileSync(`/proc/${pid}/${file}`, "utf8");
   } catch {
-    return []; // it has ended meanwhile
+    return "";
   }
 }

@@ -6,7 +6,6 @@
  * rebuilds in short steps and moves the WAL into the database. It knows no socket and no caller.
  */
 import { type Database, SQLiteError } from "bun:sqlite";
-import { hostname } from "node:os";
 import { aggregates } from "../domain/index.ts";
 import { systemClock, wireTime } from "../kernel/clock.ts";
 import { DatabaseRefused, isStorageError, openForWriting } from "../kernel/database.ts";
@@ -16,6 +15,7 @@ import { Projections } from "../kernel/projection.ts";
 import { buildRegistry, versionsWithoutPath } from "../kernel/registry.ts";
 import { system } from "../kernel/system.ts";
 import { type BlobChange, Blobs } from "./blobs.ts";
+import { hostOf } from "./host.ts";
 import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** So much in the WAL alone is moved into the database between two batches, in bytes. */
@@ -79,7 +79,7 @@ function writerOn(db: Database, start_id: string) {
     projections,
     systemClock,
     start_id,
-    hostname(),
+    hostOf(db),
     bug,
   );
 

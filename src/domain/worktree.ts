@@ -89,6 +89,8 @@ const worktrees = table(
     place: nullable(Type.String()),
     /** The status to go back to when a removal fails; null while none is under way. */
     status_before: nullable(Status),
+    /** How many looks at git have begun and have no outcome yet. */
+    reconciling: Seq,
   },
   {
     key: ["worktree_id"],
@@ -100,7 +102,7 @@ const worktrees = table(
       ["path", "worktree_id"],
       ["writer_session_id"],
     ],
-    hidden: ["place", "status_before"],
+    hidden: ["place", "status_before", "reconciling"],
   },
 );
 
@@ -377,6 +379,10 @@ export const worktree = aggregate(
       is: "the worktree is not there to be worked in",
       hint: "see its status: mp worktree get WORKTREE; look at the disk again: mp worktree reconcile WORKTREE",
     },
+    "worktree.other_host": {
+      is: "the worktree is on another machine than the daemon",
+      hint: "reconcile it where it is, or register its path here: mp worktree register",
+    },
     "worktree.has_attachments": {
       is: "sessions are attached to the worktree",
       hint: "end them, or detach them: mp worktree detach WORKTREE --session SESSION",
@@ -426,9 +432,11 @@ export const worktree = aggregate(
         ? [{ type: "removed", payload: {} }]
         : [{ type: "removal_started", payload: { force } }];
     },
-    reconcile({ status }, _, { find, scope: { workspace_id } }) {
+    reconcile({ status }, _, { find, id, host: here, scope: { workspace_id } }) {
       const refused = shut(find, { workspace_id });
       if (refused) return refused;
+      const { host } = find.one("worktrees", { worktree_id: id })!;
+      if (host !== here) return reject("worktree.other_host", { host, here });
       return status === "present" || status === "missing"
         ? [{ type: "reconciliation_started", payload: {} }]
         : reject("worktree.not_present", { status });
@@ -576,6 +584,8 @@ export const worktree = aggregate(
         rows.worktrees.update(its(event), {
           status: "removing",
           status_before,
+          // A look that is not over by now says nothing any more.
+          reconciling: 0,
           failure: null,
           ...touched(event),
         });
@@ -584,6 +594,7 @@ export const worktree = aggregate(
         rows.worktrees.update(its(event), {
           status: "removed",
           status_before: null,
+          reconciling: 0,
           place: null,
           ...touched(event),
         }),
@@ -596,12 +607,17 @@ export const worktree = aggregate(
           ...touched(event),
         });
       },
-      reconciliation_started: (rows, event) => rows.worktrees.update(its(event), touched(event)),
+      reconciliation_started(rows, event) {
+        const reconciling = (rows.worktrees.one(its(event))?.reconciling ?? 0) + 1;
+        rows.worktrees.update(its(event), { reconciling, ...touched(event) });
+      },
       reconciled(rows, event) {
         const { presence, branch = null, commit = null } = event.payload;
+        const before = rows.worktrees.one(its(event))?.reconciling ?? 0;
         rows.worktrees.update(its(event), {
           status: presence,
           failure: null,
+          reconciling: Math.max(0, before - 1),
           // What is not there any more is still known by its last branch.
           ...(presence === "present" && { branch, commit_sha: commit }),
           ...touched(event),
@@ -722,6 +738,7 @@ function begun(event: Of & { payload: { host: string; path: string; branch?: str
     writer_epoch: 0,
     place: place(host, path),
     status_before: null,
+    reconciling: 0,
   };
 }
 

@@ -2,6 +2,7 @@
  * What git does for worktrees (SPEC §8): a real daemon process, real repositories. Where a moment must be certain, a script
  * named git stands on the daemon's PATH: it calls the real one, and waits before or after it as long as the test says.
  */
+import { Database } from "bun:sqlite";
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   chmodSync,
@@ -134,6 +135,9 @@ case " $* " in
   while [ -e "${folder}/after" ]; do sleep 0.02; done
   exit $code
   ;;
+*" worktree list "*)
+  while [ -e "${folder}/list" ]; do sleep 0.02; done
+  ;;
 esac
 exec '${git}' "$@"
 `;
@@ -142,8 +146,8 @@ exec '${git}' "$@"
   const said = () => (existsSync(join(folder, "log")) ? readFileSync(join(folder, "log"), "utf8") : "");
   return {
     PATH: `${folder}:${process.env.PATH}`,
-    shut: (when: "before" | "after") => writeFileSync(join(folder, when), ""),
-    open: (when: "before" | "after") => rmSync(join(folder, when)),
+    shut: (when: "before" | "after" | "list") => writeFileSync(join(folder, when), ""),
+    open: (when: "before" | "after" | "list") => rmSync(join(folder, when)),
     said: () => said().trim().split("\n").filter(Boolean),
     /** Kill the git that runs, and all that it has started. */
     kill: () => process.kill(-Number(readFileSync(join(folder, "pid"), "utf8")), "SIGKILL"),
@@ -293,6 +297,87 @@ describe.skipIf(git === null)("create, remove, reconcile", () => {
     expect(notesIn(home)).toEqual([]);
   });
 
+  test("a base that is not where a branch already is is no base", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const one = real(repo, "rev-parse", "HEAD");
+    real(repo, "branch", "b");
+    writeFileSync(join(repo, "file.txt"), "two\n");
+    real(repo, "commit", "--quiet", "--all", "--message=two");
+    const two = real(repo, "rev-parse", "HEAD");
+    const it = await world([repo], home);
+    const path = join(repo, "..", "t");
+    const create = async (base: string) => {
+      const payload = { project_id: it.project_id, path, branch: "b", base };
+      return it.show(receiptOf(await it.give("worktree.create", payload)).subject.id);
+    };
+    const unlike = await create("main");
+    expect(unlike.status).toBe("failed");
+    expect(unlike.failure).toContain(`the branch b exists at ${one}, and the base main is ${two}`);
+    expect(await create("nothing")).toMatchObject({
+      status: "failed",
+      failure: expect.stringContaining("the base nothing is no commit"),
+    });
+    expect(existsSync(path)).toBe(false);
+    expect(await create("main~1")).toMatchObject({ status: "present", branch: "b", commit_sha: one });
+  });
+
+  test("another's worktree, made at the path a moment before, is not the one that was asked for", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const wait = gate(home);
+    const it = await world([repo], home, { PATH: wait.PATH });
+    const path = join(repo, "..", "t");
+    wait.shut("before");
+    const given = it.give("worktree.create", { project_id: it.project_id, path, branch: "b" });
+    await waitFor(() => wait.said().length === 1, { what: "git" });
+    real(repo, "worktree", "add", "--quiet", path, "-b", "another");
+    wait.open("before");
+    const { status, failure } = await it.show(receiptOf(await given).subject.id);
+    expect([status, failure]).toEqual(["failed", expect.stringContaining("already exists")]);
+    expect(existsSync(join(path, "file.txt"))).toBe(true);
+  });
+
+  test("a machine stays the one whose worktrees it has when its name is another; of any other's it says so", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const it = await world([repo], home);
+    const { project_id } = it;
+    const [path, other] = [join(repo, "..", "t"), join(repo, "..", "u")];
+    const [mine, foreign] = [
+      receiptOf(await it.give("worktree.create", { project_id, path, branch: "b" })).subject.id,
+      receiptOf(await it.give("worktree.create", { project_id, path: other, branch: "c" })).subject.id,
+    ];
+    await it.daemon.kill();
+    // As they are when the machine was called differently at the time.
+    const db = new Database(join(home, "kernel.db"));
+    const rename = db.query(
+      "UPDATE worktrees SET host = ?2, place = ?2 || ':' || path WHERE worktree_id = ?1",
+    );
+    rename.run(mine, "before");
+    rename.run(foreign, "elsewhere");
+    db.close();
+    await it.daemon.restart();
+    expect(await it.give("worktree.register", { project_id, path })).toMatchObject({
+      problem: { reason: "worktree.path_taken", details: { worktree_id: mine } },
+    });
+    const own = receiptOf(await it.give("worktree.register", { project_id, path: repo })).subject.id;
+    expect(await it.show(own)).toMatchObject({ host: "before" });
+    receiptOf(await it.give("worktree.reconcile", { worktree_id: mine }));
+    expect((await it.events(mine)).slice(-2)).toEqual(["reconciliation_started", "reconciled"]);
+    receiptOf(await it.give("worktree.remove", { worktree_id: mine }));
+    expect([(await it.show(mine)).status, existsSync(path)]).toEqual(["removed", false]);
+    expect(await it.give("worktree.reconcile", { worktree_id: foreign })).toMatchObject({
+      problem: { reason: "worktree.other_host", details: { host: "elsewhere", here: "before" } },
+    });
+    receiptOf(await it.give("worktree.remove", { worktree_id: foreign }));
+    expect(await it.show(foreign)).toMatchObject({
+      status: "present",
+      failure: "the worktree is on the machine elsewhere, this is before",
+    });
+    expect(existsSync(other)).toBe(true);
+  });
+
   test("a worktree whose hook fails is there all the same", async () => {
     const home = tempHome();
     const repo = repository(home, "repo");
@@ -388,6 +473,11 @@ describe.skipIf(git === null)("create, remove, reconcile", () => {
     expect(await look(plain)).toEqual({ status: "present", branch: null, commit_sha: null });
     const own = receiptOf(await it.give("worktree.register", { project_id, path: repo })).subject.id;
     expect(await look(own)).toMatchObject({ status: "present", branch: "main" });
+    // Of another repository, as far as this one knows: what it was registered with is all that there is to know.
+    const clone = repository(home, "clone");
+    const named = { project_id, path: clone, branch: "feature" };
+    const cloned = receiptOf(await it.give("worktree.register", named)).subject.id;
+    expect(await look(cloned)).toEqual({ status: "present", branch: "feature", commit_sha: null });
   });
 
   test("without git on the machine that is what is told, and everything else works", async () => {
@@ -432,6 +522,27 @@ describe.skipIf(git === null)("one at a time", () => {
     for (const [n, fate] of fates.entries()) {
       expect(await it.show(receiptOf(fate).subject.id)).toMatchObject({ status: "present", branch: `b${n}` });
     }
+  });
+
+  test("in one repository that has two paths and two projects", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const wait = gate(home);
+    real(repo, "worktree", "add", "--quiet", `${repo}-linked`, "-b", "linked");
+    const it = await world([repo, `${repo}-linked`], home, { PATH: wait.PATH });
+    const { workspace_id } = it;
+    const common = { workspace_id, name: "common", repo_path: repo, git_common_dir: join(repo, ".git") };
+    const bare = { workspace_id, name: "bare", git_common_dir: join(repo, ".git") };
+    for (const project of [common, bare])
+      it.projects.push(receiptOf(await it.give("project.create", project)).subject.id);
+    const fates = await Promise.all(
+      it.projects.map((project_id, n) =>
+        it.give("worktree.create", { project_id, path: `${repo}-t${n}`, branch: `b${n}` }),
+      ),
+    );
+    for (const fate of fates)
+      expect(await it.show(receiptOf(fate).subject.id)).toMatchObject({ status: "present" });
+    expect(wait.said()).toEqual(Array.from({ length: 4 }, () => ["begin", "end"]).flat());
   });
 
   test("in two repositories at the same time, also while one of them waits; nothing else does", async () => {
@@ -570,7 +681,8 @@ describe.skipIf(git === null)("a daemon that is killed between intent and outcom
     expect(it.wait.said()).toEqual(["begin", "end", "begin", "end"]);
   });
 
-  test("git was killed in the middle: what it left is taken away", async () => {
+  /** A daemon that is killed together with its git, which has begun to write files. */
+  async function killedInTheMiddle() {
     const home = tempHome();
     const repo = repository(home, "repo");
     const wait = gate(home);
@@ -593,18 +705,64 @@ describe.skipIf(git === null)("a daemon that is killed between intent and outcom
     expect(real(repo, "worktree", "list", "--porcelain")).toContain("locked initializing");
     expect(existsSync(join(path, ".git"))).toBe(true);
     rmSync(script);
+    return { ...it, home, repo, wait, path, worktree_id };
+  }
+
+  test("git was killed in the middle: what it left is taken away", async () => {
+    const it = await killedInTheMiddle();
+    const { repo, path } = it;
     await it.daemon.restart();
-    const found = await waitFor(
-      async () => {
-        const shown = await it.show(worktree_id);
-        return shown.status !== "creating" && shown;
-      },
-      { what: "the outcome" },
-    );
+    const found = await settled(it);
     expect(found).toMatchObject({ status: "failed", failure: expect.stringContaining("interrupted") });
     expect(existsSync(path)).toBe(false);
     expect(real(repo, "worktree", "list").split("\n")).toHaveLength(1);
     expect(existsSync(join(repo, ".git", "worktrees", "t"))).toBe(false);
+    expect(notesIn(it.home)).toEqual([]);
+  });
+
+  test("git was killed in the middle: what somebody has put there since then stays, and all that is with it", async () => {
+    for (const name of ["thesis.txt", "file.txt"]) {
+      const it = await killedInTheMiddle();
+      writeFileSync(join(it.path, name), "a day's work");
+      await it.daemon.restart();
+      expect(await settled(it)).toMatchObject({
+        status: "failed",
+        failure: expect.stringContaining("was left as it is"),
+      });
+      expect(readFileSync(join(it.path, name), "utf8")).toBe("a day's work");
+      expect(real(it.repo, "worktree", "list").split("\n")).toHaveLength(2);
+    }
+  });
+
+  test("a worktree that somebody has made at the path since then stays, of whatever repository", async () => {
+    for (const of of ["another", "the same"]) {
+      const it = await killedWhileCreating("before");
+      it.wait.kill();
+      it.wait.open("before");
+      const owner = of === "another" ? repository(it.home, "other") : it.repo;
+      real(owner, "worktree", "add", "--quiet", it.path, "-b", "mine");
+      writeFileSync(join(it.path, "thesis.txt"), "a day's work");
+      await it.daemon.restart();
+      expect(await settled(it)).toMatchObject({
+        status: "failed",
+        failure: expect.stringContaining("was left as it is"),
+      });
+      expect(existsSync(join(it.path, "thesis.txt"))).toBe(true);
+      expect(real(owner, "worktree", "list").split("\n")).toHaveLength(2);
+    }
+  });
+
+  test("an empty folder, all that git had come to, is taken away", async () => {
+    const it = await killedWhileCreating("before");
+    it.wait.kill();
+    it.wait.open("before");
+    mkdirSync(it.path);
+    await it.daemon.restart();
+    expect(await settled(it)).toMatchObject({
+      status: "failed",
+      failure: expect.not.stringContaining("left"),
+    });
+    expect(existsSync(it.path)).toBe(false);
   });
 
   test("what is at the path and is not ours stays", async () => {
@@ -674,6 +832,66 @@ describe.skipIf(git === null)("a daemon that is killed between intent and outcom
       "removal_started",
       "removed",
     ]);
+  });
+
+  test("a folder that somebody has made where git had finished a removal stays", async () => {
+    const it = await killedWhileRemoving("after");
+    mkdirSync(it.path);
+    writeFileSync(join(it.path, "thesis.txt"), "a day's work");
+    await it.daemon.restart();
+    expect(await settled(it, "removing")).toMatchObject({ status: "removed" });
+    expect(existsSync(join(it.path, "thesis.txt"))).toBe(true);
+  });
+
+  test("a removal that git had begun stops at what somebody has put there since then", async () => {
+    const it = await killedWhileRemoving("before");
+    rmSync(join(it.path, ".git"));
+    rmSync(join(it.path, "file.txt"));
+    writeFileSync(join(it.path, "thesis.txt"), "a day's work");
+    await it.daemon.restart();
+    expect(await settled(it, "removing")).toMatchObject({
+      status: "present",
+      failure: expect.stringContaining("take it away yourself"),
+    });
+    expect(existsSync(join(it.path, "thesis.txt"))).toBe(true);
+    rmSync(it.path, { recursive: true });
+    receiptOf(await it.give("worktree.remove", { worktree_id: it.worktree_id }));
+    expect(await it.show(it.worktree_id)).toMatchObject({ status: "removed" });
+    expect(real(it.repo, "worktree", "list").split("\n")).toHaveLength(1);
+  });
+
+  test("a look at git that was cut off, or had to wait, gets its outcome at the next start", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const wait = gate(home);
+    const it = await world([repo], home, { PATH: wait.PATH });
+    const path = join(repo, "..", "t");
+    const create = { project_id: it.project_id, path, branch: "b" };
+    const worktree_id = receiptOf(await it.give("worktree.create", create)).subject.id;
+    const counts = async () => {
+      const events = await it.events(worktree_id);
+      return ["reconciliation_started", "reconciled"].map(
+        (type) => events.filter((each) => each === type).length,
+      );
+    };
+    for (const [n, signal] of (["SIGKILL", "SIGTERM"] as const).entries()) {
+      wait.shut("list");
+      const given = [1, 2].map(() => it.give("worktree.reconcile", { worktree_id }));
+      await waitFor(async () => (await counts())[0] === 2 * n + 2, { what: "both intents" });
+      real(path, "commit", "--quiet", "--allow-empty", `--message=${signal}`);
+      await it.daemon.kill(signal);
+      await Promise.all(given);
+      wait.open("list");
+      await it.daemon.restart();
+      await waitFor(async () => (await counts())[1] === 2 * n + 2, { what: "both outcomes" });
+      const commit_sha = real(path, "rev-parse", "HEAD");
+      expect(await it.show(worktree_id)).toMatchObject({ status: "present", branch: "b", commit_sha });
+    }
+    // What has its outcome is not looked at again.
+    await it.daemon.restart();
+    const last = receiptOf(await it.give("worktree.reconcile", { worktree_id }));
+    expect(await counts()).toEqual([5, 5]);
+    expect(last.events).toHaveLength(1);
   });
 
   test("a removal that git had not begun has failed, and may be tried again", async () => {
@@ -759,13 +977,23 @@ describe.skipIf(git === null)("an end of git that is not its own", () => {
   test("a run that a killed daemon left is waited for, and nobody who only speaks of it", async () => {
     const id = crypto.randomUUID();
     const mark = markOf(id)[1];
-    const others = Bun.spawn(["/bin/sh", "-c", `sleep 600; : ${mark}`], { detached: true });
-    const left = Bun.spawn(["/bin/sh", "-c", "echo here; read line", "git", mark], {
-      stdin: "pipe",
-      stdout: "pipe",
-    });
-    // It has its arguments once it says so.
-    await left.stdout.getReader().read();
+    const spawn = (detached: boolean, ...words: string[]) =>
+      Bun.spawn(["/bin/sh", "-c", "echo here; read line", ...words], {
+        stdin: "pipe",
+        stdout: "pipe",
+        detached,
+      });
+    const ours = ["git", ...markOf(id)];
+    const left = spawn(true, ...ours);
+    const strangers = [
+      spawn(true, "sh", mark),
+      spawn(true, "git", "commit", "-m", mark),
+      spawn(true, "notgit", ...markOf(id)),
+      // Not begun as a daemon begins git.
+      spawn(false, ...ours),
+    ];
+    // They have their arguments once they say so.
+    for (const each of [left, ...strangers]) await each.stdout.getReader().read();
     let over = false;
     const ended = orphansEnded(id, AbortSignal.timeout(10_000)).then(() => {
       over = true;
@@ -776,10 +1004,15 @@ describe.skipIf(git === null)("an end of git that is not its own", () => {
       left.stdin.end();
       await left.exited;
       await ended;
-      expect(others.exitCode).toBeNull();
+      const late = spawn(true, ...ours);
+      strangers.push(late);
+      await late.stdout.getReader().read();
+      // After its time it is killed, with all that it has begun.
+      await orphansEnded(id, AbortSignal.timeout(10_000), 300);
+      expect(await late.exited).not.toBe(0);
+      expect(strangers.slice(0, 4).map((each) => each.exitCode)).toEqual([null, null, null, null]);
     } finally {
-      process.kill(-others.pid, "SIGKILL");
-      left.kill();
+      for (const each of [left, ...strangers]) each.kill("SIGKILL");
     }
   });
 });

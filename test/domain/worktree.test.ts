@@ -168,6 +168,12 @@ describe("create and register", () => {
       .thenRefused("worktree.path_taken", { worktree_id: T });
   });
 
+  test("what is on another machine cannot be looked at from here", () => {
+    given(worktree, ...world, t("registered", { host: "elsewhere", path: "/srv/t" }))
+      .when("reconcile", one)
+      .thenRefused("worktree.other_host", { host: "elsewhere", here: "here" });
+  });
+
   test("no branch and no base can be taken for an option of git", () => {
     const { branch, base } = worktree.commands.create.payload.properties;
     const branches = "a feat/x a.b a- @a HEADx x-y ü/名 😀 a.lockx".split(" ");

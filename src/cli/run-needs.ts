@@ -14,23 +14,7 @@ import { mayFree, type Wish } from "./waiting.ts";
 
 /** As long as nothing runs, a daemon that is not there is started. */
 export const START = { start: true } as const;
-/** Tasks asked for at a time. */
-const PAGE = 1_000;
-/** How long a time that has come still counts: a timer may ring a little early. */
-const JUST_MS = 1_000;
-
-/** Events after which a task is not in the queue. */
-const DONE = /\.(succeeded|failed|cancelled)$/;
-
-interface Rows {
-  readonly items: readonly { readonly not_before: string | null }[];
-  readonly next: string | null;
-}
-
 export class Needs {
-  /** When tasks of the queue become ready by themselves, which no event tells; undefined when it must be asked for. */
-  #times: string[] | undefined;
-
   constructor(
     readonly asker: Asker,
     readonly place: Place,
@@ -51,12 +35,7 @@ export class Needs {
 
   /** Whether an event may be what it waits for. */
   hears(event: Event): boolean {
-    const { subject, event_type, payload } = event;
-    if (subject.kind === "worktree") return subject.id === this.place.worktree?.id && mayFree(event);
-    if (event_type === "task.created") {
-      const { not_before } = payload as { readonly not_before?: string };
-      if (not_before !== undefined) this.#times?.push(not_before);
-    } else if (mayFree(event) && !DONE.test(event_type)) this.#times = undefined;
+    if (event.subject.kind === "worktree" && event.subject.id !== this.place.worktree?.id) return false;
     return mayFree(event);
   }
 
@@ -74,40 +53,14 @@ export class Needs {
   async #noneReady(filter: NonNullable<Place["next"]>): Promise<Problem | undefined> {
     const scope = { workspace_id: this.place.workspace_id, ...filter };
     const ready = await this.#ask("task.ready", { ...scope, limit: 1 });
-    if (isProblem(ready) || (ready as Rows).items.length > 0) return isProblem(ready) ? ready : undefined;
-    const next_at = await this.#nextOf(scope);
-    if (isProblem(next_at)) return next_at;
-    return refused(
-      "task.none_ready",
-      { next_at },
-      "wait for one with --wait TIME; 'mp task list' shows them",
-    );
-  }
-
-  /** When the first of these tasks becomes ready by itself; null when none does. */
-  async #nextOf(scope: object): Promise<string | null | Problem> {
-    if (this.#times === undefined) {
-      const times: string[] = [];
-      // What happens meanwhile makes it unknown again.
-      this.#times = times;
-      for (let cursor: string | null | undefined; cursor !== null; ) {
-        const page = await this.#ask("task.list", {
-          ...scope,
-          status: "queued",
-          limit: PAGE,
-          ...(cursor && { cursor }),
-        });
-        if (isProblem(page)) {
-          this.#times = undefined;
-          return page;
-        }
-        times.push(...(page as Rows).items.flatMap(({ not_before }) => not_before ?? []));
-        cursor = (page as Rows).next;
-      }
-    }
-    const past = new Date(Date.now() - JUST_MS).toISOString();
-    this.#times = this.#times?.filter((time) => time > past);
-    return this.#times?.toSorted()[0] ?? null;
+    if (isProblem(ready)) return ready;
+    const { items, next_at } = ready as {
+      readonly items: readonly object[];
+      readonly next_at: string | null;
+    };
+    if (items.length > 0) return undefined;
+    const hint = "wait for one with --wait TIME; 'mp task list' shows them";
+    return refused("task.none_ready", { next_at }, hint);
   }
 
   async #notReady(task_id: string): Promise<Problem | undefined> {

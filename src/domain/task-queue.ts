@@ -9,20 +9,32 @@ import { LEAST_URGENT, type Queued } from "./task-rows.ts";
 /** A part of the queue that one index holds in order. */
 export type Part = Partial<Pick<Queued, "workspace_id" | "project_id" | "parent_task_id" | "stage">>;
 
-/** Whose turn it is in a part of the queue; when it is nobody's, when the first one's time comes. */
-export function foremost(find: Find, part: Part, at: string): { next?: Queued; next_at: string | null } {
-  let next_at: string | null = null;
+/** Whose turn it is in a part of the queue. */
+export function foremost(find: Find, part: Part, at: string): Queued | undefined {
   for (let from = 0; ; ) {
     const head = find.all("task_queue", { ...part, priority: { from } }, { limit: 1 })[0];
-    if (!head) return { next_at };
+    if (!head) return undefined;
     const { priority, timed } = head;
     const other = timed ? head : find.all("task_queue", { ...part, priority, timed: 1 }, { limit: 1 })[0];
     const due = other && other.since <= at ? other : undefined;
-    if (!timed) return { next: due && precedes(due, head) ? due : head, next_at };
-    if (due) return { next: due, next_at };
-    if (next_at === null || head.since < next_at) next_at = head.since;
+    if (!timed) return due && precedes(due, head) ? due : head;
+    if (due) return due;
     from = priority + 1;
   }
+}
+
+/** When the next task of a part of the queue becomes ready by nothing but its time; null when none does. */
+export function nextTime(find: Pick<Find, "all">, part: Part, at: string): string | null {
+  let next: string | null = null;
+  for (let priority = 0; priority <= LEAST_URGENT; priority++) {
+    const head = find.all(
+      "task_queue",
+      { ...part, priority, timed: 1, since: { above: at } },
+      { limit: 1 },
+    )[0];
+    if (head && (next === null || head.since < next)) next = head.since;
+  }
+  return next;
 }
 
 /** Whether one stands before another in the queue. */
@@ -39,25 +51,28 @@ export function foremostOf(
   at: string,
 ): ReturnType<typeof foremost> {
   const found = foremost(find, { workspace_id, ...part }, at);
-  const project_id = found.next?.project_id;
-  // A time to wait for may be that of an archived project's task as well.
-  const open =
-    project_id === undefined
-      ? found.next_at === null
-      : find.one("projects", { project_id })?.status === "active";
-  if (open) return found;
-  return find
-    .all("projects", { workspace_id, status: "active" })
-    .map((each) => foremost(find, { project_id: each.project_id, ...part }, at))
-    .reduce(
-      (best, each) => ({
-        next_at: [best.next_at, each.next_at].filter((time) => time !== null).sort()[0] ?? null,
-        ...(best.next && !(each.next && precedes(each.next, best.next))
-          ? { next: best.next }
-          : each.next && { next: each.next }),
-      }),
-      { next_at: null } as ReturnType<typeof foremost>,
-    );
+  if (!found || find.one("projects", { project_id: found.project_id })?.status === "active") return found;
+  return activeProjects(find, workspace_id)
+    .flatMap((project_id) => foremost(find, { project_id, ...part }, at) ?? [])
+    .reduce<Queued | undefined>((best, each) => (best && precedes(best, each) ? best : each), undefined);
+}
+
+/** The same of a workspace as `nextTime` of a part. */
+export function nextTimeOf(
+  find: Pick<Find, "all">,
+  workspace_id: string,
+  part: Part,
+  at: string,
+): string | null {
+  if (nextTime(find, { workspace_id, ...part }, at) === null) return null;
+  const times = activeProjects(find, workspace_id).map((project_id) =>
+    nextTime(find, { project_id, ...part }, at),
+  );
+  return times.filter((time) => time !== null).sort()[0] ?? null;
+}
+
+function activeProjects(find: Pick<Find, "all">, workspace_id: string): string[] {
+  return find.all("projects", { workspace_id, status: "active" }).map((each) => each.project_id);
 }
 
 /** Up to so many tasks that stand behind one in the queue, or from its start on, whose time has come. */

@@ -7,7 +7,7 @@ import { type Static, Type } from "typebox";
 import { missing, type Read } from "../kernel/aggregate.ts";
 import { DEFAULT_PAGE, Id, Name, object, oneOf } from "../kernel/schema.ts";
 import { endOf } from "./lease.ts";
-import { following, type Part } from "./task-queue.ts";
+import { following, nextTime, nextTimeOf, type Part } from "./task-queue.ts";
 import { isEarly, NEVER, type Queued, queued, type Row, Status } from "./task-rows.ts";
 
 export const Some = object({ task_id: Id, title: Name, status: Status });
@@ -46,12 +46,12 @@ function pageFrom(read: Read, ids: readonly string[], limit: number) {
   return { items: rowsInOrder(read, page), next: ids.length > limit ? page.at(-1)! : null };
 }
 
-/** The queue as a claimer finds it: what could be claimed now, in that order. */
+/** The queue as a claimer finds it: what could be claimed now, in that order, and when the next one's time comes. */
 export function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: Filter & Page, at: string) {
   const last = cursor === undefined ? undefined : read.one("tasks", { task_id: cursor });
   if (cursor !== undefined && !last) return badCursor(read);
   const part = partOf(read, filter);
-  if (!part) return { items: [], next: null };
+  if (!part) return { items: [], next: null, next_at: null };
   const projects = new Map<string, boolean>();
   const open = ({ project_id }: Queued) => {
     const known = projects.get(project_id) ?? closedBy(read, project_id) === undefined;
@@ -66,7 +66,10 @@ export function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: F
     if (rows.length <= limit) break;
     after = rows.at(-1);
   }
-  return pageFrom(read, ids, limit);
+  const { workspace_id, ...rest } = part;
+  const whole = workspace_id === undefined;
+  const next_at = whole ? nextTime(read, part, at) : nextTimeOf(read, workspace_id, rest, at);
+  return { ...pageFrom(read, ids, limit), next_at };
 }
 
 /** The part of the queue that a filter means, in the fewest words, so that one index serves it; undefined when it is empty. */

@@ -25,7 +25,7 @@ import { field, Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time
 import { askedTtl, DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
 import { wayFrom } from "./task-cycle.ts";
-import { foremost, foremostOf } from "./task-queue.ts";
+import { foremost, foremostOf, nextTime, nextTimeOf } from "./task-queue.ts";
 import {
   attempt,
   Body,
@@ -424,13 +424,16 @@ export const task = aggregate(
         (project_id === undefined ? undefined : foreignParent(find, parent_task_id, project_id));
       if (refused) return refused;
       const staged = stage === undefined ? {} : { stage };
-      const { next, next_at } =
-        parent_task_id !== undefined
-          ? foremost(find, { parent_task_id, ...staged }, at)
-          : project_id !== undefined
-            ? foremost(find, { project_id, ...staged }, at)
-            : foremostOf(find, workspace_id, staged, at);
-      return next?.task_id ?? reject("task.none_ready", { next_at });
+      const part =
+        parent_task_id !== undefined ? { parent_task_id } : project_id !== undefined && { project_id };
+      const next = part
+        ? foremost(find, { ...part, ...staged }, at)
+        : foremostOf(find, workspace_id, staged, at);
+      if (next) return next.task_id;
+      const next_at = part
+        ? nextTime(find, { ...part, ...staged }, at)
+        : nextTimeOf(find, workspace_id, staged, at);
+      return reject("task.none_ready", { next_at });
     },
   },
   decide: {
@@ -756,7 +759,7 @@ export const task = aggregate(
     ),
     ready: query(
       { workspace_id: Type.Optional(field(Id, "only those of this workspace")), ...filters },
-      pageOf(object(shown)),
+      object({ ...pageOf(object(shown)).properties, next_at: nullable(Time) }),
       "List the tasks that can be claimed now, in the order in which they are: by priority, then by age.",
       ready,
       { largest: LARGE_PAGE },

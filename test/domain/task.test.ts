@@ -482,7 +482,11 @@ describe("claim", () => {
   test("by filter tells when the next one's time comes, of whatever priority", () => {
     const [soon, later] = ["2026-06-01T00:00:00.000Z", "2026-07-01T00:00:00.000Z"];
     const facts = [made(T, { not_before: later, priority: 0 }), made(T2, { not_before: soon, priority: 4 })];
-    claim(facts, { filter: {} }).thenRefused("task.none_ready", { next_at: soon });
+    const { kernel, when } = given(task, ...world, ...facts);
+    when("claim", { filter: {}, session_id: S }).thenRefused("task.none_ready", { next_at: soon });
+    expect(kernel.query("task.ready")).toMatchObject({ items: [], next: null, next_at: soon });
+    expect(kernel.query("task.ready", { project_id: P })).toMatchObject({ next_at: soon });
+    expect(kernel.query("task.ready", { workspace_id: W, stage: "a" })).toMatchObject({ next_at: null });
     claim(facts, { filter: { stage: "a" } }).thenRefused("task.none_ready", { next_at: null });
   });
 

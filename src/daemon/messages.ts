@@ -11,7 +11,7 @@ import type { BlobChange, BlobsChanged } from "./blobs.ts";
 /** What the front says. */
 export type ToWriter =
   | { readonly kind: "open"; readonly database: string; readonly start_id: string }
-  | { readonly kind: "write"; readonly id: number; readonly requests: readonly WriteRequest[] }
+  | { readonly kind: "write"; readonly requests: readonly WriteRequest[] }
   | { readonly kind: "blobs"; readonly changes: readonly BlobChange[] }
   | { readonly kind: "close" };
 
@@ -21,8 +21,8 @@ export type FromWriter =
   | { readonly kind: "ready"; readonly log_id: string; readonly projections: readonly ProjectionStatus[] }
   /** The database cannot be served; `message` says why and how to go on. */
   | { readonly kind: "refused"; readonly message: string }
-  /** `id` is null for what the daemon did by itself, such as ending a lease. */
-  | ({ readonly kind: "committed"; readonly id: number | null } & Committed)
+  /** The answers to the requests that came first; to none for what the daemon did by itself, such as ending a lease. */
+  | ({ readonly kind: "committed" } & Committed)
   | { readonly kind: "blobs"; readonly done: BlobsChanged }
   /** These bytes are in the store no more; comes before the commit that is the reason. */
   | { readonly kind: "released"; readonly digests: readonly string[] }
@@ -49,7 +49,7 @@ function columns(event: Stored): string {
 /** A message of the writer as text. */
 export function encodeMessage(message: FromWriter): string {
   if (message.kind !== "committed") return JSON.stringify(message);
-  const { id, outcomes, events, effects, head, refused } = message;
+  const { outcomes, events, effects, head, refused } = message;
   const lines: string[] = [];
   const marks = outcomes.map((each) =>
     each.map((outcome) => {
@@ -59,7 +59,7 @@ export function encodeMessage(message: FromWriter): string {
     }),
   );
   for (const event of events) lines.push(columns(event), event.body);
-  return `${JSON.stringify({ kind: "committed", id, outcomes: marks, events: events.length, effects, head, refused })}\n${lines.join("\n")}`;
+  return `${JSON.stringify({ kind: "committed", outcomes: marks, events: events.length, effects, head, refused })}\n${lines.join("\n")}`;
 }
 
 /** The message that `encodeMessage` made text of. */

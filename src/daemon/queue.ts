@@ -1,8 +1,8 @@
 /**
  * The front's side of the writer: a queue in front of one thread (SPEC §10 limits, §14).
  *
- * What queues up while a batch is being made durable is the next batch, so one client gets the shortest
- * latency and a hundred share each fsync. Answers come after the commit, and after `onCommit` has seen its events.
+ * Requests go to the writer as they come, and what has come while it makes a batch durable is its next batch, so one client gets
+ * the shortest latency and a hundred share each fsync. Answers come after the commit, and after `onCommit` has seen its events.
  */
 import type { Outcome, WriteRequest } from "../kernel/execute.ts";
 import type { Stored } from "../kernel/log.ts";
@@ -13,10 +13,10 @@ import { decodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
 /** Commands that may wait (SPEC §10); beyond it the answer is `overloaded`. */
 const MAX_QUEUED = 10_000;
-/** Commands in one transaction, so that the last of them does not wait for long. */
-const MAX_BATCH = 512;
-/** Batches under way: one in the transaction, one on its way, so that the writer never waits for the front. */
-const MAX_UNDER_WAY = 2;
+/** Requests that the writer has at most, so that what waits is in memory once: more than it needs for two batches. */
+const MAX_UNDER_WAY = 1_024;
+/** Changes of the table of blobs in one transaction. */
+const MAX_BLOBS = 512;
 
 const UNKNOWN = problem(
   "outcome_unknown",
@@ -52,14 +52,15 @@ export interface QueueEvents {
 
 export class WriteQueue {
   readonly #worker: Worker;
+  /** Not yet given to the writer. */
   readonly #waiting: Waiting[] = [];
+  /** Given to the writer, which answers them in order. */
+  readonly #underWay: Waiting[] = [];
+  /** Commands in both. */
   #queued = 0;
-  readonly #underWay = new Map<number, readonly Waiting[]>();
   /** Changes of the table of blobs that wait, and those under way: one transaction at a time. */
   #blobs: WaitingBlob[] = [];
   #blobsUnderWay: readonly WaitingBlob[] = [];
-  #nextId = 0;
-  #scheduled = false;
   #closed: (() => void) | undefined;
   #flushed: (() => void) | undefined;
   #lost = false;
@@ -129,11 +130,8 @@ export class WriteQueue {
     this.#queued += request.commands.length;
     const { promise, resolve } = Promise.withResolvers<readonly Outcome[] | Problem>();
     this.#waiting.push({ request, resolve });
-    if (!this.#scheduled) {
-      this.#scheduled = true;
-      // Once the sockets that are ready now have been read, so that they share a batch.
-      setImmediate(() => this.#send());
-    }
+    // Once the sockets that are ready now have been read, so that they share a message.
+    if (this.#waiting.length === 1) setImmediate(() => this.#send());
     return promise;
   }
 
@@ -161,8 +159,8 @@ export class WriteQueue {
   async close(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#closed = resolve;
-    // The worker takes messages in order: by then every batch before it is committed.
-    while (this.#waiting.length > 0) this.#post();
+    // The worker takes messages in order: by then all that came before is committed.
+    this.#send(this.#waiting.length);
     this.#say({ kind: "close" });
     await promise;
     this.#worker.terminate();
@@ -172,27 +170,18 @@ export class WriteQueue {
     this.#worker.postMessage(JSON.stringify(message));
   }
 
-  #send(): void {
-    this.#scheduled = false;
-    while (this.#waiting.length > 0 && this.#underWay.size < MAX_UNDER_WAY) this.#post();
+  #send(most = MAX_UNDER_WAY - this.#underWay.length): void {
+    const given = this.#waiting.splice(0, most);
+    if (given.length === 0) return;
+    this.#say({ kind: "write", requests: given.map((each) => each.request) });
+    this.#underWay.push(...given);
   }
 
   /** What queues up while a change is made durable shares the next fsync, as commands do. */
   #sendBlobs(): void {
-    this.#blobsUnderWay = this.#blobs.splice(0, MAX_BATCH);
+    this.#blobsUnderWay = this.#blobs.splice(0, MAX_BLOBS);
     if (this.#blobsUnderWay.length > 0)
       this.#say({ kind: "blobs", changes: this.#blobsUnderWay.map(({ change }) => change) });
-  }
-
-  #post(): void {
-    let commands = 0;
-    let count = 0;
-    while (count < this.#waiting.length && (count === 0 || commands < MAX_BATCH))
-      commands += this.#waiting[count++]!.request.commands.length;
-    const batch = this.#waiting.splice(0, count);
-    const id = this.#nextId++;
-    this.#underWay.set(id, batch);
-    this.#say({ kind: "write", id, requests: batch.map((each) => each.request) });
   }
 
   #hear(message: FromWriter): void {
@@ -204,17 +193,16 @@ export class WriteQueue {
           this.events.committed(message.events, [
             ...new Set(message.events.map((event) => event.subject_kind)),
           ]);
-        if (message.id === null) break;
-        const batch = this.#underWay.get(message.id)!;
-        this.#underWay.delete(message.id);
+        if (message.outcomes.length === 0) break;
         this.#noteStorage(message);
-        for (const [index, each] of batch.entries()) {
+        const answered = this.#underWay.splice(0, message.outcomes.length);
+        for (const [index, each] of answered.entries()) {
           this.#queued -= each.request.commands.length;
           each.resolve(message.outcomes[index]!);
         }
         for (const effect of message.effects) if (effect.kind === "shutdown") this.events.shutdown();
         if (this.#queued === 0) this.#flushed?.();
-        this.#send();
+        if (this.#waiting.length > 0) setImmediate(() => this.#send());
         break;
       }
       case "blobs": {
@@ -263,14 +251,14 @@ export class WriteQueue {
   #lose(error: string): void {
     if (this.#lost) return;
     this.#lost = true;
-    for (const batch of this.#underWay.values()) for (const each of batch) each.resolve(UNKNOWN);
+    for (const each of this.#underWay) each.resolve(UNKNOWN);
     for (const { resolve } of this.#blobsUnderWay) resolve(UNKNOWN);
     for (const { resolve } of this.#blobs) resolve(ENDING);
     this.#blobsUnderWay = [];
     this.#blobs = [];
     // The writer never saw these.
     for (const each of this.#waiting) each.resolve(ENDING);
-    this.#underWay.clear();
+    this.#underWay.length = 0;
     this.#waiting.length = 0;
     this.#queued = 0;
     this.#flushed?.();

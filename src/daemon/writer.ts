@@ -18,6 +18,8 @@ import { type BlobChange, Blobs } from "./blobs.ts";
 import { hostOf } from "./host.ts";
 import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
 
+/** Commands in one transaction, so that the last of them does not wait for long. */
+const MAX_BATCH = 512;
 /** So much in the WAL alone is moved into the database between two batches, in bytes. */
 const WAL_BYTES = 8 << 20;
 /** A WAL of this size is told, for some reader keeps it from starting over; then one of twice the size, and so on. */
@@ -85,21 +87,38 @@ function writerOn(db: Database, start_id: string) {
 
   const blobs = new Blobs(db);
   /** Tell what was committed, once the bytes of the artifacts that it expired are forgotten. */
-  function tell(id: number | null, committed: Committed) {
+  function tell(committed: Committed) {
     let digests: readonly string[] = [];
     untilFull("bytes of expired artifacts stay until the next sweep", () => {
       digests = blobs.expired(committed.events);
     });
     if (digests.length > 0) say({ kind: "released", digests });
-    say({ kind: "committed", id, ...committed });
+    say({ kind: "committed", ...committed });
   }
   /** Whether the artifacts' read model can be asked what nobody wants. */
   const readable = () =>
     projections.status().some(({ name, error }) => name === "artifact" && error === null);
 
+  const waiting: WriteRequest[] = [];
+  /** Write a batch of what waits. */
+  function write() {
+    let commands = 0;
+    let count = 0;
+    while (count < waiting.length && commands < MAX_BATCH) commands += waiting[count++]!.commands.length;
+    if (count === 0) return;
+    asked(() => {
+      const committed = executor.run(waiting.splice(0, count));
+      if (waiting.length > 0) setImmediate(guarded, write);
+      // Before the answer, so that whoever has it finds the rebuild under way.
+      for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
+      tell(committed);
+    });
+  }
+
   let rebuilding = false;
-  /** One short step, then whatever the front has sent meanwhile, then the next. */
+  /** Whatever the front has sent meanwhile, then one short step. */
   function goOn() {
+    write();
     const went = untilFull("the rebuild was given up", () => {
       rebuilding = projections.step() !== undefined;
     });
@@ -145,7 +164,8 @@ function writerOn(db: Database, start_id: string) {
     timer = undefined;
     if (owed) owed = executor.grace() !== undefined;
     const committed = owed ? undefined : executor.expire();
-    if (committed) tell(null, committed);
+    // Nobody has asked for it.
+    if (committed) tell({ ...committed, outcomes: [] });
     // A disk that refuses this refuses renewals as well, and is not asked again at once.
     if (committed?.refused !== undefined) owed = true;
     arm(owed ? REFUSED_MS : 0);
@@ -174,18 +194,16 @@ function writerOn(db: Database, start_id: string) {
   return {
     log_id,
     projections,
-    write(id: number, requests: readonly WriteRequest[]) {
-      asked(() => {
-        const committed = executor.run(requests);
-        // Before the answer, so that whoever has it finds the rebuild under way.
-        for (const effect of committed.effects) if (effect.kind === "rebuild") rebuild(effect.projections);
-        tell(id, committed);
-      });
+    /** Requests for the next batch: it is written once all that is here has been read. */
+    take(requests: readonly WriteRequest[]) {
+      if (waiting.length === 0) setImmediate(guarded, write);
+      for (const request of requests) waiting.push(request);
     },
     blobs(changes: readonly BlobChange[]) {
       asked(() => say({ kind: "blobs", done: blobs.change(changes, systemClock.now(), readable()) }));
     },
     close() {
+      while (waiting.length > 0) write();
       clearTimeout(timer);
       // A reader that is about to end is not worth waiting for.
       db.run("PRAGMA busy_timeout = 100");
@@ -228,7 +246,6 @@ function refusal(error: unknown): string {
 }
 
 let opened: ReturnType<typeof open> | undefined;
-
 self.onmessage = (message: MessageEvent<string>) => {
   const data = JSON.parse(message.data) as ToWriter;
   switch (data.kind) {
@@ -241,7 +258,7 @@ self.onmessage = (message: MessageEvent<string>) => {
       }
       break;
     case "write":
-      guarded(() => opened!.write(data.id, data.requests));
+      opened!.take(data.requests);
       break;
     case "blobs":
       guarded(() => opened!.blobs(data.changes));

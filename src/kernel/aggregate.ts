@@ -21,7 +21,7 @@ export interface Event<P = unknown> {
   readonly causality: {
     readonly command_id: string;
     readonly idempotency_key: string;
-    readonly parent_event_id?: string;
+    readonly parent_event_id?: string | undefined;
   };
   readonly event_id: string;
   readonly event_type: string;

@@ -394,18 +394,19 @@ export class Executor {
     if (!matches(spec.payload, payload)) throw new Error(`${kind}.${made.type} breaks its own schema`);
     const last = events.at(-1);
     const { head } = this.log;
+    // In the order of its canonical form, which so costs least.
     return encode({
       actor: command.actor,
       causality: {
         command_id,
         idempotency_key: command.idempotency_key,
-        ...(command.parent_event_id !== undefined && { parent_event_id: command.parent_event_id }),
+        parent_event_id: command.parent_event_id,
       },
       event_id: this.log.nextId(now),
       event_type: `${kind}.${made.type}`,
       payload,
       prev_hash: last?.leaf ?? head.leaf,
-      ...scope,
+      project_id: scope.project_id,
       schema_version: spec.version,
       seq_global: (last?.event.seq_global ?? head.seq_global) + 1,
       seq_stream: version,
@@ -413,6 +414,7 @@ export class Executor {
       subject: { id, kind },
       timestamp: at,
       trace_id: command.trace_id,
+      workspace_id: scope.workspace_id,
     });
   }
 

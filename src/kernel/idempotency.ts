@@ -4,7 +4,7 @@
  * Always holds: a key is written once and never forgotten; a refused command leaves none behind.
  */
 import type { Database, Statement } from "bun:sqlite";
-import canonicalize from "canonicalize";
+import { canonical } from "./canonical.ts";
 
 /**
  * SHA-256 of the canonical `{type, schema_version, payload, expected_version}`, as they were sent: absent members stay
@@ -18,8 +18,7 @@ export function fingerprint(sent: {
   expected_version?: number | undefined;
 }): string {
   const { type, schema_version, payload, expected_version } = sent;
-  const text = canonicalize({ type, schema_version, payload, expected_version })!;
-  return new Bun.CryptoHasher("sha256").update(text).digest("hex");
+  return Bun.SHA256.hash(canonical({ expected_version, payload, schema_version, type }), "hex");
 }
 
 /** What is kept of an accepted command. */

@@ -6,8 +6,8 @@
  * one. Nothing here begins or ends a transaction, and nothing here knows what an event means.
  */
 import type { Database, Statement } from "bun:sqlite";
-import canonicalize from "canonicalize";
 import type { Event } from "./aggregate.ts";
+import { canonical } from "./canonical.ts";
 import { growingIds, timeOfId } from "./clock.ts";
 
 /** The largest event, in bytes (SPEC §4). */
@@ -80,43 +80,8 @@ export function originHash(log_id: string): string {
  * @returns its bytes and leaf hash; the caller checks the size against MAX_EVENT_BYTES
  */
 export function encode(event: Event): Encoded {
-  const body = canonicalEvent(event);
+  const body = canonical(event);
   return { event, body, size: Buffer.byteLength(body), leaf: leafHash(body) };
-}
-
-/**
- * `canonicalize(event)`, three times as fast: the envelope's members are known, so they are written in RFC 8785 order, and
- * only those that come from outside go through the library. A test holds the two against each other.
- */
-export function canonicalEvent(event: Event): string {
-  const { causality, subject } = event;
-  const parent = causality.parent_event_id;
-  return `{"actor":${canonicalActor(event.actor)},"causality":{"command_id":"${causality.command_id}","idempotency_key":${JSON.stringify(
-    causality.idempotency_key,
-  )}${parent === undefined ? "" : `,"parent_event_id":"${parent}"`}},"event_id":"${event.event_id}","event_type":"${
-    event.event_type
-  }","payload":${canonicalize(event.payload)},"prev_hash":"${event.prev_hash}"${
-    event.project_id === undefined ? "" : `,"project_id":"${event.project_id}"`
-  },"schema_version":${event.schema_version},"seq_global":${event.seq_global},"seq_stream":${event.seq_stream},"stream":"${
-    event.stream
-  }","subject":{"id":"${subject.id}","kind":"${subject.kind}"},"timestamp":"${event.timestamp}","trace_id":"${event.trace_id}"${
-    event.workspace_id === undefined ? "" : `,"workspace_id":"${event.workspace_id}"`
-  }}`;
-}
-
-/** There are few actors, and each acts often. */
-const actors = new Map<string, string>();
-
-function canonicalActor(actor: Event["actor"]): string {
-  if (actor.on_behalf_of) return canonicalize(actor)!;
-  const key = `${actor.kind} ${actor.id}`;
-  let text = actors.get(key);
-  if (text === undefined) {
-    if (actors.size > 1_000) actors.clear();
-    text = canonicalize(actor)!;
-    actors.set(key, text);
-  }
-  return text;
 }
 
 /** Create the log's identity if it has none yet, and tell it. */

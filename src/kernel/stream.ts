@@ -6,8 +6,8 @@
  * not in the ring is read from the log, which is the truth. Pages end where a command ends, and control frames come
  * after them, so none names a position before every matching event up to it, or splits a command.
  */
-import canonicalize from "canonicalize";
 import type { Event } from "./aggregate.ts";
+import { canonical } from "./canonical.ts";
 import { type Filter, type Line, type LogReader, passes, type Stored, type Text } from "./log.ts";
 import { type Problem, problem } from "./problems.ts";
 import { currentEvent, type Registry } from "./registry.ts";
@@ -419,7 +419,7 @@ function isCurrent(registry: Registry, { event_type, schema_version }: Omit<Line
 /** An event's bytes in its current version: the stored ones unless they are of an older version. */
 export function currentBody(registry: Registry, line: Line): string {
   if (isCurrent(registry, line)) return line.body;
-  return canonicalize(currentEvent(registry, JSON.parse(line.body) as Event))!;
+  return canonical(currentEvent(registry, JSON.parse(line.body) as Event));
 }
 
 /**

@@ -1,8 +1,9 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import type { Event } from "../../src/kernel/aggregate.ts";
+import { canonical } from "../../src/kernel/canonical.ts";
 import { factOf } from "../../src/kernel/fact.ts";
-import { canonicalEvent, type Placed } from "../../src/kernel/log.ts";
+import type { Placed } from "../../src/kernel/log.ts";
 
 const seed = Number(process.env.MP_TEST_SEED ?? Date.now()) | 0;
 console.log(`test/kernel/fact.test.ts: MP_TEST_SEED=${seed}`);
@@ -91,7 +92,7 @@ function placed(event: Event): Placed {
     seq_stream: event.seq_stream,
     workspace_id: event.workspace_id ?? null,
     project_id: event.project_id ?? null,
-    body: canonicalEvent(event),
+    body: canonical(event),
   };
 }
 

@@ -50,7 +50,7 @@ function columns(event: Stored): string {
 export function encodeMessage(message: FromWriter): string {
   if (message.kind !== "committed") return JSON.stringify(message);
   const { outcomes, events, effects, head, refused } = message;
-  const lines: string[] = [];
+  const lines = [""];
   const marks = outcomes.map((each) =>
     each.map((outcome) => {
       if ("problem" in outcome) return outcome;
@@ -59,7 +59,15 @@ export function encodeMessage(message: FromWriter): string {
     }),
   );
   for (const event of events) lines.push(columns(event), event.body);
-  return `${JSON.stringify({ kind: "committed", outcomes: marks, events: events.length, effects, head, refused })}\n${lines.join("\n")}`;
+  lines[0] = JSON.stringify({
+    kind: "committed",
+    outcomes: marks,
+    events: events.length,
+    effects,
+    head,
+    refused,
+  });
+  return lines.join("\n");
 }
 
 /** The message that `encodeMessage` made text of. */

@@ -140,13 +140,14 @@ export class Projections {
     };
     this.find = {
       one: (name, where) => {
-        const { statement, values } = select(name, where, { sql: " LIMIT 1", values: [] });
-        // Leases and bytes come and go without an event that would tell of it.
-        if (!this.#byTable.has(name)) return (statement.get(...values) ?? undefined) as never;
+        const owner = this.#byTable.get(name);
         const key = JSON.stringify(where);
-        const known = this.#found.get(name)?.get(key);
-        const row = known ?? statement.get(...values) ?? undefined;
-        if (row && !known) this.#remember(name, key, row);
+        const known = owner?.stopped ? undefined : this.#found.get(name)?.get(key);
+        if (known) return known as never;
+        const { statement, values } = select(name, where, { sql: " LIMIT 1", values: [] });
+        const row = statement.get(...values) ?? undefined;
+        // Leases and bytes come and go without an event that would tell of it.
+        if (row && owner) this.#remember(name, key, row);
         return row as never;
       },
       all: (name, where, order) => {

@@ -14,9 +14,9 @@ const JSON_HEADERS = { "content-type": "application/json", "cache-control": "no-
  * A response with JSON text.
  * @typeParam T what the text is, for the typed client; nothing checks it here
  */
-export function json<T>(text: string, headers: Record<string, string> = {}): T {
+export function json<T>(text: string, headers?: Record<string, string>): T {
   // Elysia takes any Response as it is; its type only matters to Eden.
-  return new Response(text, { headers: { ...JSON_HEADERS, ...headers } }) as T;
+  return new Response(text, { headers: headers ? { ...JSON_HEADERS, ...headers } : JSON_HEADERS }) as T;
 }
 
 /**

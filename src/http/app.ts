@@ -47,7 +47,7 @@ interface Parts {
   readonly onBug: (trace_id: string, error: unknown) => void;
 }
 
-/** The routes. `parse` is ours, `normalize` off: Elysia would strip what it does not know. */
+/** The routes. Elysia parses nothing, and `normalize` is off: it would strip what it does not know. */
 export function app({
   registry,
   dispatch: undefended,
@@ -101,33 +101,31 @@ export function app({
     )
     .guard({
       // The gate comes before the body is read: who may not ask is not listened to.
-      parse: ({ request }) => {
+      beforeHandle: ({ request }) => {
         const caller = gate(request);
-        return isProblem(caller) ? new Unreadable(caller) : readJson(request);
-      },
-      // And before every route, whatever its method: a HEAD runs what a GET runs, and neither is parsed.
-      beforeHandle: ({ request, body }) => {
-        const caller = gate(request);
-        if (isProblem(caller)) return refused<never>(caller, traceOf(request));
-        if (!((body as unknown) instanceof Unreadable)) return undefined;
-        return refused<never>((body as unknown as Unreadable).problem, traceOf(request));
+        return isProblem(caller) ? refused<never>(caller, traceOf(request)) : undefined;
       },
     })
     .post(
       "/v1/commands",
-      async ({ body, request }): Promise<Receipt | object> =>
-        respond(await dispatch.one(body, callerOf(gate, request), traceOf(request))),
-      { body: typed<AnyEnvelope>() },
+      async ({ request }): Promise<Receipt | object> => {
+        const body = await readJson(request);
+        if (body instanceof Unreadable) return refused<never>(body.problem, traceOf(request));
+        return respond(await dispatch.one(body, callerOf(gate, request), traceOf(request)));
+      },
+      { parse: "none", body: typed<AnyEnvelope>() },
     )
     .post(
       "/v1/commands/batch",
-      async ({ body, request }): Promise<BatchAnswer> => {
+      async ({ request }): Promise<BatchAnswer> => {
+        const body = await readJson(request);
+        if (body instanceof Unreadable) return refused<never>(body.problem, traceOf(request));
         const done = await dispatch.batch(body, callerOf(gate, request), traceOf(request));
         if ("problem" in done) return refused(done.problem);
         const items = done.answers.map((each) => `{"kind":"${each.kind}",${answerText(each).slice(1)}`);
         return json(`{"items":[${items.join(",")}]}`);
       },
-      { body: typed<{ atomic: boolean; commands: readonly AnyEnvelope[] }>() },
+      { parse: "none", body: typed<{ atomic: boolean; commands: readonly AnyEnvelope[] }>() },
     )
     .get(
       "/v1/queries/:type",

@@ -68,7 +68,7 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
     .map(inDetail)
     // The sentence about a rule is always the same one: what it met is said only here.
     .filter(([, text]) => found.reason !== null || text === NONE || !detail.includes(text));
-  const hint = found.hint === catalogue.invalid_schema.hint ? `see '${path} --help'` : found.hint;
+  const hint = found.hint === catalogue.invalid_schema.hint ? `see '${path} --help'` : filled(found);
   return [
     `error: ${detail.split("\n").map(clean).join("\n  ")}`,
     ...(isUsage ? [] : [`  code: ${code}`]),
@@ -77,6 +77,17 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
     ...(found.code === "internal" && found.trace_id ? [`  trace_id: ${found.trace_id}`] : []),
     `  hint: ${hint.split("\n").map(clean).join("\n")}`,
   ].join("\n");
+}
+
+/** The hint with what the refusal met in the places of its commands, so that a line of it can be given as it stands. */
+function filled({ hint, reason, details = {} }: Problem): string {
+  // Those say where the other thing lies: the command wants to know where this one does.
+  if (reason === null || reason.includes(".other_")) return hint;
+  return hint.replace(/\b[A-Z]{4,}\b/g, (word) => {
+    const name = word.toLowerCase();
+    const value = details[`${name}_id`] ?? details[name];
+    return typeof value === "string" || typeof value === "number" ? String(value) : word;
+  });
 }
 
 const NONE = "none";

@@ -383,8 +383,8 @@ export const task = aggregate(
       hint: "stop the work: what it came to is not taken; claim the task again to go on: mp task claim",
     },
     "task.invalid_transition": {
-      is: "the task cannot come from its status to that one by this command",
-      hint: "see 'allowed' in the details, and mp task get TASK for what stops it: mp task unblock lets a blocked one go on, mp task resume a paused one, mp task retry a failed one",
+      is: "the status of the task does not allow that",
+      hint: "see 'allowed' in the details, and mp task get TASK for what stops it: mp task unblock lets a blocked one go on, mp task resume a paused one, mp task retry a failed one; one that is over for good, succeeded or cancelled, takes no dependencies either",
     },
     "task.dependency_cycle": {
       is: "the task would wait for itself",

@@ -162,7 +162,7 @@ function unplaceable(find: Find, host: string, project_id: string, path: string)
   const refused = shut(find, { workspace_id: project.workspace_id, project_id });
   if (refused) return refused;
   const there = find.one("worktrees", { place: place(host, path) });
-  return there && reject("worktree.path_taken", { worktree_id: there.worktree_id });
+  return there && reject("worktree.path_taken", { worktree_id: there.worktree_id, status: there.status });
 }
 
 /** Why a session can take nothing in a worktree: the parents first, then the session, then the worktree. */
@@ -204,9 +204,15 @@ function nextEpoch({ find, id }: Context, { lock }: Worktree): number {
   return 1 + Math.max(...before.map((each) => each.writer_epoch));
 }
 
-function writerHeld(holder: string, epoch: number, expires_at: string, at: string): Refused {
+function writerHeld(
+  worktree_id: string,
+  holder: string,
+  epoch: number,
+  expires_at: string,
+  at: string,
+): Refused {
   const retry_after_ms = Math.max(0, between(at, expires_at));
-  return reject("worktree.writer_held", { holder, epoch, expires_at, retry_after_ms });
+  return reject("worktree.writer_held", { worktree_id, holder, epoch, expires_at, retry_after_ms });
 }
 
 const stale = (epoch: number, current: number) => reject("worktree.stale_epoch", { epoch, current });
@@ -369,7 +375,7 @@ export const worktree = aggregate(
   reasons: {
     "worktree.path_taken": {
       is: "another worktree has that path on this machine",
-      hint: "use the worktree whose id is in the details, or give another path",
+      hint: "use that worktree, see mp worktree get WORKTREE, or give another path; one that is missing gives its place free with mp worktree remove WORKTREE",
     },
     "worktree.no_repository": {
       is: "the project has no repository to make a worktree of",
@@ -393,7 +399,7 @@ export const worktree = aggregate(
     },
     "worktree.writer_held": {
       is: "another session holds the writer lock",
-      hint: "wait until it is released or runs out, or take it away: mp worktree steal-writer",
+      hint: "wait until it is released or runs out, see 'expires_at'; who it is: mp session get HOLDER; to take it away from one that hangs: mp worktree steal-writer WORKTREE 'why' --session SESSION --expected-epoch EPOCH",
     },
     "worktree.stale_epoch": {
       is: "the writer lock is not held under that epoch",
@@ -460,7 +466,7 @@ export const worktree = aggregate(
         const expires_at = heldUntil(find, id, at);
         return lock.session_id === session_id
           ? { events: [], result: { epoch: lock.epoch, expires_at } }
-          : writerHeld(lock.session_id!, lock.epoch, expires_at, at);
+          : writerHeld(id, lock.session_id!, lock.epoch, expires_at, at);
       }
       const epoch = nextEpoch(context, state);
       return {
@@ -471,14 +477,14 @@ export const worktree = aggregate(
     renew_writer({ lock }, { session_id, epoch }, { find, id, at }) {
       if (lock.status !== "held" || lock.epoch !== epoch) return stale(epoch, lock.epoch);
       if (lock.session_id !== session_id)
-        return writerHeld(lock.session_id!, epoch, heldUntil(find, id, at), at);
+        return writerHeld(id, lock.session_id!, epoch, heldUntil(find, id, at), at);
       return { events: [], result: { epoch, expires_at: later(at, lock.ttl_ms) } };
     },
     release_writer({ lock, status }, { session_id, epoch }, { find, id, at }) {
       if (lock.session_id === undefined || lock.epoch !== epoch) return stale(epoch, lock.epoch);
       if (lock.session_id !== session_id)
         return lock.status === "held"
-          ? writerHeld(lock.session_id, epoch, heldUntil(find, id, at), at)
+          ? writerHeld(id, lock.session_id, epoch, heldUntil(find, id, at), at)
           : stale(epoch, lock.epoch);
       // Who had it last may give it back after it ran out: nobody has had it since.
       return lock.status === "free" || status === "removed"
@@ -707,7 +713,7 @@ export const worktree = aggregate(
         if (epoch !== undefined && epoch !== now?.epoch) return stale(epoch, row.writer_epoch);
         // The holder may say who it is instead of its epoch; whoever says both must be right in both.
         const itself = session_id === undefined ? epoch !== undefined : session_id === now?.session_id;
-        if (now && !itself) return writerHeld(now.session_id, now.epoch, now.expires_at, at);
+        if (now && !itself) return writerHeld(row.worktree_id, now.session_id, now.epoch, now.expires_at, at);
         return { worktree_id: row.worktree_id, path: row.path, allowed: true, writer: now };
       },
     ),

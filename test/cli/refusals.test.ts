@@ -155,6 +155,15 @@ describe("the other exit codes", () => {
     expect(await refused(5, "task", "claim", "--session", short)).toContain("\n  status: lost\n");
   });
 
+  test("5: a task that is over takes no dependencies, and the hint says so", async () => {
+    const create = () => out("task", "create", "t", "--project", "core");
+    const [one, other] = [await create(), await create()];
+    await out("task", "cancel", one);
+    const said = await refused(5, "task", "add-dependency", one, other);
+    expect(said).toStartWith("error: the status of the task does not allow that\n");
+    expect(said).toMatch(/\n {2}allowed: none\n[\s\S]*takes no dependencies/);
+  });
+
   test("6: no daemon, with the address and how to start one", async () => {
     const empty = tempHome();
     const said = await cli(empty).refused(6, "workspace", "list", "--no-spawn");

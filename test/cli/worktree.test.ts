@@ -1,6 +1,6 @@
 /** Worktrees from the command line: real git, outcomes that are said, the check for hooks. */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, realpathSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { run, tempHome } from "../support/binary.ts";
 import { atTerminal, cli, lines } from "./cli.ts";
@@ -152,6 +152,24 @@ describe("check", () => {
     expect((await check(at("held"), ["not/there.ts", "--session", session])).code).toBe(0);
     const stale = await check(at("held"), ["--epoch", "99"]);
     expect([stale.code, stale.stderr.includes("worktree.stale_epoch")]).toEqual([5, true]);
+  });
+
+  test("the hints are command lines with what the refusal met in its places", async () => {
+    const epoch = await locked("steal");
+    const id = await idOf("steal");
+    const { stderr } = await check(at("steal"));
+    expect(stderr).toContain(`mp session get ${session}; `);
+    expect(stderr).toContain(
+      `mp worktree steal-writer ${id} 'why' --session SESSION --expected-epoch ${epoch}\n`,
+    );
+    await create("gone");
+    rmSync(at("gone"), { recursive: true });
+    await out("worktree", "reconcile", at("gone"));
+    const taken = await refused(5, "worktree", "create", at("gone"), "gone-again", "--project", "core");
+    expect(taken).toContain("\n  status: missing\n");
+    expect(taken).toContain(`mp worktree remove ${await idOf("gone")}`);
+    const asJson = await mp("worktree", "check", at("steal"), "--json");
+    expect(JSON.parse(asJson.stderr).hint).toContain("mp session get HOLDER");
   });
 
   test("in a session that is named by the environment nothing need be said", async () => {

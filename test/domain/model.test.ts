@@ -700,6 +700,7 @@ function compare(it: Kernel, model: World, agree: Agree): void {
       writer,
     };
     const heldBy = writer && {
+      worktree_id: nearest![0],
       ...{ holder: writer.session_id, epoch: writer.epoch, expires_at: writer.expires_at },
       retry_after_ms: Math.max(0, model.leases.get(`worktree/${nearest![0]}`)!.ends - now),
     };

@@ -274,7 +274,7 @@ export function world() {
     const project = projects.get(project_id) ?? none("project", project_id);
     open(project.workspace_id, project_id);
     for (const [worktree_id, it] of worktrees)
-      if (placed(it) && it.path === path) no("worktree.path_taken", { worktree_id });
+      if (placed(it) && it.path === path) no("worktree.path_taken", { worktree_id, status: it.status });
     return project;
   }
   function put(project_id: string, path: string, branch: string | undefined, registered: boolean) {
@@ -720,14 +720,15 @@ export function world() {
       const { epoch, last, status } = it.lock;
       const stream = `worktree/${worktree_id}`;
       if (holds(it, session_id)) return { epoch, expires_at: ends(stream) };
-      if (status === "held") no("worktree.writer_held", held(last!, epoch, stream));
+      if (status === "held") no("worktree.writer_held", { worktree_id, ...held(last!, epoch, stream) });
       return lock(worktree_id, session_id, "writer_locked", ttl_ms);
     },
     "worktree.renew_writer"({ worktree_id, session_id, epoch }: Writer) {
       const it = worktrees.get(worktree_id)!;
       const stream = `worktree/${worktree_id}`;
       if (it.lock.status !== "held" || it.lock.epoch !== epoch) staleLock(epoch, it);
-      if (it.lock.last !== session_id) no("worktree.writer_held", held(it.lock.last!, epoch, stream));
+      if (it.lock.last !== session_id)
+        no("worktree.writer_held", { worktree_id, ...held(it.lock.last!, epoch, stream) });
       return renew(stream);
     },
     "worktree.release_writer"({ worktree_id, session_id, epoch }: Writer) {
@@ -735,7 +736,7 @@ export function world() {
       const { status, last } = it.lock;
       if (epoch === 0 || epoch !== it.lock.epoch) staleLock(epoch, it);
       if (last !== session_id && status === "held")
-        no("worktree.writer_held", held(last!, epoch, `worktree/${worktree_id}`));
+        no("worktree.writer_held", { worktree_id, ...held(last!, epoch, `worktree/${worktree_id}`) });
       if (last !== session_id) staleLock(epoch, it);
       if (status !== "free" && it.status !== "removed") unlock(worktree_id, "writer_released");
     },

@@ -89,6 +89,7 @@ function thenHeld(
   const expires_at = endOf(it.kernel);
   const before = it.kernel.clock.now();
   it.when(when.name, when.payload as never).thenRefused("worktree.writer_held", {
+    worktree_id: T,
     holder: when.holder,
     epoch: when.epoch,
     expires_at,
@@ -152,7 +153,7 @@ describe("create and register", () => {
               ? { type: "creation_started", payload: { ...place, branch: "b" } }
               : { type: "registered", payload: { ...place, branch: "b" } },
           );
-        else it.thenRefused("worktree.path_taken", { worktree_id: T });
+        else it.thenRefused("worktree.path_taken", { worktree_id: T, status: statusOf(name) });
       }
   });
 
@@ -165,7 +166,7 @@ describe("create and register", () => {
       .thenEvents({ type: "registered", payload: place });
     given(worktree, ...world, ...present)
       .when("register", { project_id: BARE, path: "/srv/t" })
-      .thenRefused("worktree.path_taken", { worktree_id: T });
+      .thenRefused("worktree.path_taken", { worktree_id: T, status: "present" });
   });
 
   test("what is on another machine cannot be looked at from here", () => {
@@ -759,6 +760,7 @@ describe("the writer lock", () => {
     const expires_at = endOf(it.kernel);
     it.kernel.clock.forward(60_000);
     it.when("lock_writer", { ...one, session_id: B }).thenRefused("worktree.writer_held", {
+      worktree_id: T,
       holder: A,
       epoch: 1,
       expires_at,
@@ -863,7 +865,7 @@ describe("queries", () => {
     for (const who of [{}, { session_id: B }, { epoch: 2, session_id: B }])
       expect(it.queryRefused("worktree.check", { path, ...who }, at)).toMatchObject({
         reason: "worktree.writer_held",
-        details: { holder: A, epoch: 2, expires_at, retry_after_ms: 7_000 },
+        details: { worktree_id: T, holder: A, epoch: 2, expires_at, retry_after_ms: 7_000 },
       });
     for (const epoch of [1, 3])
       expect(it.queryRefused("worktree.check", { path, epoch })).toMatchObject(stale(epoch, 2));

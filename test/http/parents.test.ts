@@ -277,7 +277,8 @@ const notInLane: Said = ["board.neighbour_not_in_lane", (node_id) => ({ node_id 
 /** Whoever it is that asks, it is not who holds the lock. */
 const held: Said = [
   "worktree.writer_held",
-  (_, { epoch }) => ({
+  (_, { worktree_id, epoch }) => ({
+    worktree_id,
     holder: expect.any(String),
     epoch,
     expires_at: expect.any(String),

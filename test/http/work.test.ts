@@ -143,7 +143,7 @@ const cases: readonly ReturnType<typeof refused>[] = [
     const worktree_id = subject.id;
     return {
       payload: { project_id: here.project_id, path },
-      details: { worktree_id },
+      details: { worktree_id, status: "present" },
       mend: () => mp.done("worktree.remove", { worktree_id }),
     };
   }),
@@ -186,7 +186,7 @@ const cases: readonly ReturnType<typeof refused>[] = [
     const { worktree_id, session_id: holder, epoch, expires_at } = await here.written();
     return {
       payload: { worktree_id, session_id: await here.attached(worktree_id) },
-      details: { holder, epoch, expires_at, retry_after_ms: expect.any(Number) },
+      details: { worktree_id, holder, epoch, expires_at, retry_after_ms: expect.any(Number) },
       mend: () => mp.done("worktree.release_writer", { worktree_id, session_id: holder, epoch }),
     };
   }),
@@ -469,7 +469,7 @@ const queries: readonly ReturnType<typeof refused>[] = [
     const { path } = await mp.answer("worktree.get", { worktree_id });
     return {
       payload: { path: `${path}/src/deep` },
-      details: { holder, epoch, expires_at, retry_after_ms: expect.any(Number) },
+      details: { worktree_id, holder, epoch, expires_at, retry_after_ms: expect.any(Number) },
     };
   }),
   refused("worktree.stale_epoch", "worktree.check", async () => {

@@ -78,7 +78,7 @@ export const explain = verb(
 );
 
 async function unknown(what: string, known: readonly string[]): Promise<Problem> {
-  const { nearest } = await import("../kernel/registry.ts");
+  const { nearest } = await import("../kernel/nearest.ts");
   const near = nearest(what, known);
   const list = "'mp errors' and 'mp errors --reasons' list them";
   return problem("not_found", `there is no code and no reason '${what}'`, {

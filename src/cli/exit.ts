@@ -55,7 +55,7 @@ const GENERAL: Readonly<Record<string, string>> = {
 export function inWords(found: Problem, { path, pointers }: Place, clean: (text: string) => string): string {
   const places = (found.errors ?? []).map(({ pointer, message }) => ({
     place: pointers[pointer] ?? GENERAL[pointer] ?? nearestPlace(pointer, pointers),
-    message,
+    message: onCommandLine(message, pointer, pointers),
   }));
   const [only] = places;
   // With one wrong place its own sentence says more than the general one.
@@ -77,6 +77,17 @@ export function inWords(found: Problem, { path, pointers }: Place, clean: (text:
     ...(found.code === "internal" && found.trace_id ? [`  trace_id: ${found.trace_id}`] : []),
     `  hint: ${hint.split("\n").map(clean).join("\n")}`,
   ].join("\n");
+}
+
+/** What the daemon says of a value, in the words of the command line: flags for fields, times with units. */
+function onCommandLine(message: string, at: string, pointers: Place["pointers"]): string {
+  const limit = (sign: string, number: string) => {
+    const value = /_ms$/.test(at) ? spanOf(Number(number)) : number;
+    return `${sign === ">" ? "at least" : "at most"} ${value}`;
+  };
+  const said = message.replace(/([<>])= (\d+)/, (_, sign: string, number: string) => limit(sign, number));
+  if (at !== "/payload") return said;
+  return said.replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (name) => pointers[`/payload/${name}`] ?? name);
 }
 
 /** The hint with what the refusal met in the places of its commands, so that a line of it can be given as it stands. */
@@ -111,7 +122,7 @@ function nearestPlace(pointer: string, pointers: Readonly<Record<string, string>
     const known = pointers[pointer.slice(0, end)];
     if (known) return `${known}${inside(pointer.slice(end + 1))}`;
   }
-  return pointer === ""
+  return pointer === "" || pointer === "/payload"
     ? "the request"
     : pointer
         .slice(1)

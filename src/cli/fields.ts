@@ -8,7 +8,7 @@
 import { type Arg, type Args, asking, changing, everywhere } from "./command.ts";
 import { labelOf } from "./parse.ts";
 import type { Plain, Surface } from "./surface.ts";
-import { timePattern, wireForms } from "./surface-text.ts" with { type: "macro" };
+import { namePattern, timePattern, wireForms } from "./surface-text.ts" with { type: "macro" };
 
 /** One field of a payload as an argument of the command line. */
 export interface Field {
@@ -23,6 +23,8 @@ export interface Field {
   readonly refersTo: string | undefined;
   /** It is a path of the caller's disk. */
   readonly isPath: boolean;
+  /** It is a name or a title. */
+  readonly isName: boolean;
   /** It is a point in time. */
   readonly isTime: boolean;
   /** The verb cannot do without it, though the command line can: see `Arg.fallback`. */
@@ -164,6 +166,7 @@ function fieldOf(
     name: taken.has(plain) ? `${kind}-${plain}` : plain,
     refersTo,
     isPath,
+    isName: schema.pattern === namePattern() || form?.flag === "lane",
     isTime,
     needed: required,
     arg: {

@@ -64,8 +64,10 @@ async function rowsCalled(
   within: Row,
 ): Promise<readonly Row[] | Problem> {
   if (handle === "nothing") return [];
-  if (handle === "name")
-    return rowsOf(await link.ask(`${kind}.list`, { ...within, name: text, limit: MOST + 1 }), kind, text);
+  if (handle === "name") {
+    const name = text.normalize("NFC");
+    return rowsOf(await link.ask(`${kind}.list`, { ...within, name, limit: MOST + 1 }), kind, text);
+  }
   const { canonicalPath } = await import("./places.ts");
   const path = canonicalPath(text, kind, "any");
   const rows = rowsOf(await link.ask(`${kind}.list`, { path, limit: PAGE }), kind, text);

@@ -5,6 +5,7 @@
  * starts with a dash. A positional may be given as a flag of its name instead. A refusal is a problem that names the place and
  * the nearest name. Left out on purpose: abbreviated flags and bundled letters, which break the day a flag is added.
  */
+import { nearest } from "../kernel/nearest.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { Arg, Args, Format } from "./command.ts";
 
@@ -43,7 +44,30 @@ export async function parse(
   const read = readFlags(argv, args, values, help);
   if ("unknown" in read) return unknownFlag(read.unknown, args, help);
   if ("problem" in read) return read.problem;
-  return readWords(read.words, args, values, env, help) ?? readEnvironment(env, args, values, help) ?? values;
+  const missing: Missing[] = [];
+  return (
+    readWords(read.words, args, values, env, help, missing) ??
+    readEnvironment(env, args, values, help, missing) ??
+    lacking(missing, help) ??
+    values
+  );
+}
+
+/** What a verb cannot do without and was not given, and the variable that could have told it. */
+interface Missing {
+  readonly label: string;
+  readonly variable: string | undefined;
+}
+
+/** All that is missing, at once: who mends one place after the other starts the program as often. */
+function lacking(missing: readonly Missing[], help: string): Problem | undefined {
+  if (missing.length === 0) return undefined;
+  const labels = missing.map(({ label }) => label);
+  const told = labels.length === 1 ? labels[0] : `${labels.slice(0, -1).join(", ")} and ${labels.at(-1)}`;
+  const ways = missing.flatMap(({ label, variable }) =>
+    variable === undefined ? [] : [`give ${missing.length === 1 ? "it" : label}, or set ${variable}; `],
+  );
+  return usage(`${told} ${labels.length === 1 ? "is" : "are"} missing`, `${ways.join("")}${help}`);
 }
 
 type Words =
@@ -100,6 +124,7 @@ function readWords(
   values: Record<string, unknown>,
   env: Environment,
   help: string,
+  missing: Missing[],
 ): Problem | undefined {
   const open = Object.entries(args).filter(
     ([name, arg]) => arg.type === "positional" && values[name] === undefined,
@@ -110,13 +135,11 @@ function readWords(
   const positionals = known !== undefined && env[known] && words.length === needed - 1 ? open.slice(1) : open;
   for (const [index, [name, arg]] of positionals.entries()) {
     const word = words[index];
-    // Its choices are what help calls it; a sentence wants its name.
-    const label = arg.options ? inCapitals(name) : labelOf(name, arg);
-    if (word === undefined && arg.required)
-      return usage(
-        `${label} is missing`,
-        arg.fallback === undefined ? help : `give it, or set ${arg.fallback}; ${help}`,
-      );
+    const label = labelOf(name, arg);
+    if (word === undefined && arg.required) {
+      missing.push({ label, variable: arg.fallback });
+      continue;
+    }
     if (arg.many) {
       // The last one takes all that is left, as it is: a command line, in which empty words and commas mean something.
       if (word !== undefined) values[name] = words.slice(index);
@@ -140,14 +163,14 @@ function readEnvironment(
   args: Args,
   values: Record<string, unknown>,
   help: string,
+  missing: Missing[],
 ): Problem | undefined {
   for (const [name, arg] of Object.entries(args)) {
     if (arg.type === "positional" || values[name] !== undefined) continue;
     const stored = arg.env === undefined ? undefined : env[arg.env];
     if (stored === undefined || stored === "") {
-      if (arg.required)
-        return usage(`--${name} is missing`, arg.env ? `give it, or set ${arg.env}; ${help}` : help);
-      if (arg.type === "boolean" && !arg.negatable) values[name] = false;
+      if (arg.required) missing.push({ label: `--${name}`, variable: arg.env });
+      else if (arg.type === "boolean" && !arg.negatable) values[name] = false;
     } else if (arg.type === "boolean") {
       values[name] = stored !== "0" && stored !== "false";
     } else {
@@ -159,8 +182,7 @@ function readEnvironment(
   return undefined;
 }
 
-async function unknownFlag(typed: string, args: Args, help: string): Promise<Problem> {
-  const { nearest } = await import("../kernel/registry.ts");
+function unknownFlag(typed: string, args: Args, help: string): Problem {
   const known = Object.entries(args).flatMap(([name, arg]) => (isOnlyWords(arg) ? [] : [name]));
   // Without the dashes, which would count as letters that are right.
   const near = nearest(typed.replace(/^-+/, ""), known)
@@ -223,13 +245,31 @@ function take(arg: Arg, label: string, text: string, before: unknown, help: stri
     if (parts.includes("")) return { problem: usage(`${label} has an empty value`, help) };
     return { value: [...((before as string[] | undefined) ?? []), ...parts] };
   }
-  if (arg.options && !arg.options.includes(text))
-    return { problem: usage(`${label} must be one of ${arg.options.join(", ")}`, help) };
+  if (arg.options && !arg.options.includes(text)) {
+    const near = nearest(text, arg.options).map((each) => `'${each}'`);
+    const what = label === arg.options.join("|") ? `'${text}'` : label;
+    return {
+      problem: usage(
+        `${what} must be one of ${arg.options.join(", ")}`,
+        near.length > 0 ? `did you mean ${near.join(" or ")}? ${help}` : help,
+      ),
+    };
+  }
   if (arg.format === undefined) return { value: text };
   const { read, what } = formats[arg.format];
+  // Seconds or milliseconds? Nobody guesses right; only a flag that names its unit needs none.
+  if (TIMES.has(arg.format) && /^\d+(\.\d+)?$/.test(text) && !label.endsWith("-ms"))
+    return {
+      problem: usage(
+        `${label} must be a time with its unit: ${text}s, ${text}m or ${text}ms, not ${text}`,
+        help,
+      ),
+    };
   const value = read(text);
   return value === undefined ? { problem: usage(`${label} must be ${what}`, help) } : { value };
 }
+
+const TIMES: ReadonlySet<Format> = new Set(["duration", "limit", "milliseconds"]);
 
 const formats: Readonly<Record<Format, { readonly what: string; read(text: string): unknown }>> = {
   count: {

@@ -101,7 +101,7 @@ export function wantedBy(from: Surface, type: string): Wanted {
     const narrows = ({ field }: Field) =>
       all.filter(({ refersTo }) => lists(refersTo).includes(field)).length;
     for (const each of all.toSorted((a, b) => narrows(b) - narrows(a))) {
-      const value = values[each.name];
+      const value = each.isName ? composed(values[each.name]) : values[each.name];
       if (value === undefined) continue;
       const within = Object.entries(found).filter(
         ([field]) => PLACES.test(field) && lists(each.refersTo).includes(field),
@@ -114,6 +114,12 @@ export function wantedBy(from: Surface, type: string): Wanted {
   }
 
   return { type, fields, args: { ...argsOf(fields), ...argsOf(extra) }, pointers: pointersOf(fields), fill };
+}
+
+/** A name as it is compared and stored (SPEC §8): some systems type and complete letters in parts. */
+function composed(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(composed);
+  return typeof value === "string" ? value.normalize("NFC") : value;
 }
 
 /** What one text stands for. */

@@ -152,7 +152,7 @@ async function run({ path, declared, rest, help }: Located, out: Output, env: En
 
 async function unknownNoun(name: string): Promise<Problem> {
   const [{ nearest }, { domainNouns }] = await Promise.all([
-    import("../kernel/registry.ts"),
+    import("../kernel/nearest.ts"),
     import("./domain.ts"),
   ]);
   const near = nearest(name, [
@@ -167,9 +167,19 @@ async function unknownNoun(name: string): Promise<Problem> {
   );
 }
 
+/** What other programs call it. */
+const synonyms: Readonly<Record<string, readonly string[]>> = {
+  ...{ ls: ["list"], all: ["list"] },
+  ...{ show: ["get"], inspect: ["get"], info: ["get"], describe: ["get"] },
+  ...{ add: ["create", "register"], new: ["create"], start: ["create", "spawn"] },
+  ...{ rm: ["remove", "cancel", "archive", "close"], delete: ["remove", "cancel", "archive", "close"] },
+  ...{ stop: ["end", "pause"], kill: ["end"], done: ["complete"], finish: ["complete", "end"] },
+};
+
 async function unknownVerb(noun: string, name: string, known: readonly string[]): Promise<Problem> {
-  const { nearest } = await import("../kernel/registry.ts");
-  const near = nearest(name, known).map((each) => `mp ${noun} ${each}`);
+  const { nearest } = await import("../kernel/nearest.ts");
+  const meant = (Object.hasOwn(synonyms, name) ? synonyms[name]! : []).filter((each) => known.includes(each));
+  const near = (meant.length > 0 ? meant : nearest(name, known)).map((each) => `mp ${noun} ${each}`);
   return usage(`mp ${noun} has no verb '${name}'`, `${didYouMean(near)}it has ${known.join(", ")}`);
 }
 

@@ -70,7 +70,7 @@ async function wholeName(link: Link, name: string): Promise<string | Problem> {
     )
     .sort((a, b) => KINDS.indexOf(a.kind) - KINDS.indexOf(b.kind) || b.version - a.version);
   if (named[0]) return named[0].name;
-  const { nearest } = await import("../kernel/registry.ts");
+  const { nearest } = await import("../kernel/nearest.ts");
   const types = answer.items.map((each) => each.name.slice(each.kind.length + 1).replace(/\.v\d+$/, ""));
   const near = nearest(name, new Set(types));
   const help = "list them with 'mp schema list'";

@@ -25,6 +25,11 @@ export function surfaceTexts() {
   };
 }
 
+/** The pattern that a name is known by. */
+export function namePattern(): string {
+  return (Name as Schema).pattern!;
+}
+
 /** The pattern that a point in time is known by. */
 export function timePattern(): string {
   return (Time as Schema).pattern!;

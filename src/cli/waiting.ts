@@ -76,7 +76,7 @@ export interface Wish {
 /**
  * Carry out a command as soon as it can be done.
  * @param wish what it is for; a problem ends it
- * @param wait_ms how long to wait
+ * @param wait_ms how long to wait; no longer than `--timeout` allows
  * @returns the receipt; a problem: `timeout` when it could not be done in time; the exit code when a signal ended it
  */
 export async function sendOnceFree(
@@ -89,7 +89,7 @@ export async function sendOnceFree(
   if (isProblem(wish)) return wish;
   const target = await link.address();
   if (isProblem(target)) return target;
-  const waiting = new Waiting(target, wish.filter, wait_ms);
+  const waiting = new Waiting(target, wish.filter, Math.min(wait_ms, Number(values.timeout ?? wait_ms)));
   // Once each: a second Ctrl-C ends the process at once.
   process.once("SIGINT", () => waiting.finish("SIGINT"));
   process.once("SIGTERM", () => waiting.finish("SIGTERM"));

@@ -9,10 +9,11 @@ import { type Actor, isRefused } from "./aggregate.ts";
 import { freshTrace, wireTime } from "./clock.ts";
 import { type Outcome, refusal, type WriteCommand, type WriteRequest } from "./execute.ts";
 import { fingerprint } from "./idempotency.ts";
+import { nearest } from "./nearest.ts";
 import { badCursor } from "./page.ts";
 import { isProblem, type Problem, problem, type SchemaError } from "./problems.ts";
 import { BadCursor, type ReadModels } from "./readmodel.ts";
-import { nearest, type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
+import { type QueryEntry, type Registry, schemaOf, upcast } from "./registry.ts";
 import { Id, MOST_ERRORS, object, Seq, schemaErrors, UNKNOWN_FIELD } from "./schema.ts";
 import type { Hub } from "./stream.ts";
 

@@ -5,8 +5,8 @@
  * keeps the daemon busy for long. Live streams start where a page would (`startOf`) and filter as it does.
  */
 import type { Filter, Line } from "./log.ts";
+import { nearest } from "./nearest.ts";
 import { isProblem, type Problem, problem } from "./problems.ts";
-import { nearest } from "./registry.ts";
 import { DEFAULT_PAGE } from "./schema.ts";
 import { currentBody, type Hub, readPage, resolveTypes } from "./stream.ts";
 

@@ -137,6 +137,20 @@ describe("names wherever ids do", () => {
     expect(await out("workspace", "open", id.slice(-9))).toBe(id);
   });
 
+  test("names typed in parts of letters (NFD) are those in whole letters (NFC), given and looked up", async () => {
+    const parts = "Pru\u0308fung".normalize("NFD");
+    const id = await out("workspace", "create", parts);
+    expect(await json("workspace", "get", parts)).toMatchObject({
+      workspace_id: id,
+      name: parts.normalize("NFC"),
+    });
+    const task = await out("project", "create", "nfd", "--workspace", parts).then(() =>
+      out("task", "create", parts, "--project", "nfd", "--workspace", parts, "--stage", parts),
+    );
+    const [title, stage] = [parts.normalize("NFC"), parts.normalize("NFC")];
+    expect(await json("task", "get", task)).toMatchObject({ title, stage });
+  });
+
   test("a name that nothing has", async () => {
     expect(await refused(3, "workspace", "get", "nirgends")).toContain(
       "there is no workspace named 'nirgends'",

@@ -80,9 +80,9 @@ describe("what is taken", () => {
       await values([
         "demo",
         "--ttl",
-        "250",
+        "250ms",
         "--timeout",
-        "2",
+        "2s",
         "--agent",
         '{"name":"x"}',
         "--expected-version",
@@ -114,7 +114,7 @@ describe("what is taken", () => {
     expect(await given(["x", "a"])).toEqual({ task: "x", stage: "a" });
     expect(await given(["--task", "x", "a"])).toEqual({ task: "x", stage: "a" });
     expect(await given(["x"])).toMatchObject({ detail: "STAGE must be one of a, b" });
-    expect(await given([])).toMatchObject({ detail: "TASK is missing" });
+    expect(await given([])).toMatchObject({ detail: "TASK and STAGE are missing" });
     expect(await given(["--task", "x"])).toMatchObject({ detail: "STAGE is missing" });
     for (const env of [{}, { MP_TASK_ID: "" }])
       expect(await given(["a"], env as Record<string, string>)).toMatchObject({

@@ -7,6 +7,7 @@ import { isProblem } from "../../src/kernel/problems.ts";
 import { run, tempHome, waitFor } from "../support/binary.ts";
 import { cli, fill, shell } from "./cli.ts";
 
+const ID = "01a20000-0000-7000-8000-000000000000";
 const home = tempHome();
 const { mp, out, json, refused } = cli(home);
 
@@ -35,7 +36,7 @@ describe("the command line itself: exit code 2", () => {
     [["workspace", "create", "a", "--expected-version", "one"], "--expected-version must be a whole number"],
     [["workspace", "list", "--key", "x"], "unknown flag --key"],
     [["workspace", "list", "--status", "opn"], "--status must be one of open, closed"],
-    [["workspace", "list", "--limit", "0"], "--limit must be >= 1"],
+    [["workspace", "list", "--limit", "0"], "--limit must be at least 1"],
     [["workspace", "list", "--limit", "-1"], "--limit must be a whole number"],
     [["workspace", "list", "--cursor", "nonsense"], "--cursor must be the 'next' of an earlier page"],
     [["workspace", "create", "a\nb"], "NAME must be 1–128 characters"],
@@ -44,6 +45,29 @@ describe("the command line itself: exit code 2", () => {
     [["workspace", "create", "a", "--trace-id", "42"], "--trace-id must be 32 hex digits"],
     [["workspace", "get", "a\u0007b"], "is neither the id nor the name of a workspace"],
     [["project", "create", "x"], "--workspace is missing"],
+    [["project", "create"], "NAME and --workspace are missing"],
+    [["session", "end"], "SESSION and completed|failed|cancelled are missing"],
+    [["session", "report-status", "x", "runing"], "did you mean 'running'?"],
+    [["session", "fork", "x", "same_branh"], "did you mean 'same_branch'?"],
+    [["session", "list", "--status", "runing"], "did you mean 'running'?"],
+    [["worktree", "rm", "x"], "did you mean 'mp worktree remove'?"],
+    [["task", "ls"], "did you mean 'mp task list'?"],
+    [["task", "show", "x"], "did you mean 'mp task get'?"],
+    [["task", "delete", "x"], "did you mean 'mp task cancel'?"],
+    [["project", "add", "x"], "did you mean 'mp project create'?"],
+    [["workspace", "list", "--timeout", "5"], "--timeout must be a time with its unit: 5s, 5m or 5ms, not 5"],
+    [
+      ["session", "spawn", "--workspace", "demo", "--agent", "a", "--ttl-ms", "5"],
+      "--ttl-ms must be at least 1s",
+    ],
+    [
+      ["session", "spawn", "--workspace", "demo", "--agent", "a", "--ttl-ms", "2d"],
+      "--ttl-ms must be at most 24h",
+    ],
+    [
+      ["session", "report-status", ID, "waiting"],
+      "the request must have --waiting-for if the status is waiting",
+    ],
     [["project", "create", "x", "--workspace"], "--workspace needs a value"],
     [["--jsno"], "did you mean --json?"],
     [["--timeout", "5s"], "a noun is missing"],
@@ -75,7 +99,7 @@ describe("the command line itself: exit code 2", () => {
     [["workspace", "list", "--timeout", "0"], "--timeout must be a time"],
     [["events", "tail", "--timeout", "0ms"], "--timeout must be a time"],
     [["daemon", "stop", "--timeout", "0s"], "--timeout must be a time"],
-    [["events", "list", "--limit", "10001"], "--limit must be <= 10000"],
+    [["events", "list", "--limit", "10001"], "--limit must be at most 10000"],
     [["events", "get"], "EVENT_ID is missing"],
     [["projection", "rebuild", "a", "b"], "unexpected argument 'b'"],
     [["log", "verify", "extra"], "unexpected argument 'extra'"],
@@ -226,6 +250,26 @@ describe("the other exit codes", () => {
       process.kill(pid, "SIGCONT");
     }
   }, 20_000);
+
+  test("7: --wait waits no longer than --timeout allows", async () => {
+    const session = (await out("session", "spawn", "--workspace", "demo", "--agent", "a")).split("\t")[0]!;
+    const said = await refused(
+      ...([
+        7,
+        "task",
+        "claim",
+        "--session",
+        session,
+        "--stage",
+        "none",
+        "--wait",
+        "20s",
+        "--timeout",
+        "1s",
+      ] as const),
+    );
+    expect(said).toStartWith("error: nothing could be claimed within 1s: ");
+  });
 
   test("8: cursors that cannot be resumed", async () => {
     expect(await refused(8, "events", "tail", "--after", "999999")).toContain("cursor_ahead");

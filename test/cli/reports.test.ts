@@ -3,6 +3,8 @@ import { Database } from "bun:sqlite";
 import { beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { argsOf } from "../../src/cli/command.ts";
+import { allNouns, nounNamed } from "../../src/cli/nouns.ts";
 import { aggregates } from "../../src/domain/index.ts";
 import { catalogue } from "../../src/kernel/problems.ts";
 import { VERSION } from "../../src/version.ts";
@@ -255,6 +257,27 @@ describe("without a daemon", () => {
       const widest = Math.max(...lines(own!).map((line) => Bun.stringWidth(line)));
       expect([columns, widest <= columns && widest > columns - 15]).toEqual([columns, true]);
     }
+  });
+
+  test("help environment has every variable that is read, and no other", async () => {
+    const { items } = await nowhere.json<{ items: { variable: string }[] }>("help", "environment");
+    const told = items
+      .flatMap(({ variable }) => variable.split(", "))
+      .filter((each) => each.startsWith("MP_"));
+    const read = new Set<string>();
+    for (const file of new Bun.Glob("src/**/*.ts").scanSync(join(import.meta.dir, "../..")))
+      if (file !== "src/cli/help.ts")
+        for (const [name] of readFileSync(join(import.meta.dir, "../..", file), "utf8").matchAll(
+          /\bMP_[A-Z_]+\b/g,
+        ))
+          read.add(name);
+    for (const { name: noun } of await allNouns())
+      for (const declared of Object.values((await nounNamed(noun))!.verbs))
+        for (const { env, fallback } of Object.values(argsOf(declared)))
+          for (const [name] of `${env} ${fallback}`.matchAll(/MP_[A-Z_]+/g)) read.add(name);
+    // Those of the build.
+    for (const name of ["MP_VERSION", "MP_COMMIT"]) read.delete(name);
+    expect(told.toSorted()).toEqual([...read].toSorted());
   });
 
   test("help exit-codes has every exit code of the catalogue", async () => {

@@ -100,7 +100,7 @@ describe("commands", () => {
     expect(await inside("report-status", "running", "--session", id)).toEqual([0, id]);
     expect(await inside("end", id)).toEqual([
       2,
-      expect.stringContaining("OUTCOME must be one of completed, failed, cancelled"),
+      expect.stringContaining("must be one of completed, failed, cancelled"),
     ]);
     expect(await inside("end", "completed")).toEqual([0, id]);
     const help = await out("session", "end", "--help");

@@ -65,7 +65,7 @@ describe("arguments", () => {
       "1",
     ]);
     expect(await refused(2, "task", "claim", id, "--session", session, "--stage", "x")).toContain(
-      "either task_id or filter",
+      "either TASK or filter",
     );
     expect(await refused(5, "task", "claim", "--session", session, "--filter-project", "core")).toContain(
       "task.none_ready",

@@ -10,12 +10,12 @@ import { aggregates } from "../../src/domain/index.ts";
 import { type AnyAggregate, command, type Event, event, query } from "../../src/kernel/aggregate.ts";
 import { openForReading } from "../../src/kernel/database.ts";
 import { LogReader } from "../../src/kernel/log.ts";
+import { nearest } from "../../src/kernel/nearest.ts";
 import { isProblem } from "../../src/kernel/problems.ts";
 import { generationId } from "../../src/kernel/projection.ts";
 import {
   buildRegistry,
   currentEvent,
-  nearest,
   schemaOf,
   upcast,
   versionsWithoutPath,

@@ -493,6 +493,7 @@ async function story(mp: Api, socket: string, folder: string): Promise<void> {
 
   // What runs out meanwhile.
   const lost = await here.session(short);
+  await mp.done("task.claim", { task_id: await here.task(), session_id: lost, ...long });
   const deserted = await here.worktree();
   const deserter = await here.attached(deserted);
   await mp.done("worktree.lock_writer", { worktree_id: deserted, session_id: deserter, ...short });

@@ -68,13 +68,29 @@ async function rowsCalled(
     const name = text.normalize("NFC");
     return rowsOf(await link.ask(`${kind}.list`, { ...within, name, limit: MOST + 1 }), kind, text);
   }
-  const { canonicalPath } = await import("./places.ts");
+  const { canonicalPath, looksLikePath } = await import("./places.ts");
   const path = canonicalPath(text, kind, "any");
   const rows = rowsOf(await link.ask(`${kind}.list`, { path, limit: PAGE }), kind, text);
   if (isProblem(rows)) return rows;
   // A place may have been several worktrees', one after another: the one that is there counts.
   const there = rows.filter(({ status }) => status !== "removed" && status !== "failed");
-  return there.length > 0 ? there : rows.slice(-1);
+  if (rows.length > 0) return there.length > 0 ? there : rows.slice(-1);
+  // What is inside a worktree means that worktree, as it does for `mp worktree check`.
+  const nearest = looksLikePath(text) ? await worktreeAt(link, String(path)) : undefined;
+  return nearest === undefined ? [] : isProblem(nearest) ? nearest : [{ worktree_id: nearest }];
+}
+
+/**
+ * The nearest worktree at or above a path.
+ * @param path absolute and canonical
+ * @returns its id; undefined when there is none
+ */
+export async function worktreeAt(link: Link, path: string): Promise<string | undefined | Problem> {
+  const found = await link.ask("worktree.check", { path });
+  // Whoever writes there does not matter: it is only asked where it is.
+  const { worktree_id } = (isProblem(found) ? (found.details ?? {}) : found) as { worktree_id?: unknown };
+  if (isProblem(found) && found.reason !== "worktree.writer_held") return found;
+  return typeof worktree_id === "string" ? worktree_id : undefined;
 }
 
 function rowsOf(answer: object | Problem, kind: string, text: string): readonly Row[] | Problem {

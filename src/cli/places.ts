@@ -27,6 +27,11 @@ export function canonicalPath(text: string, label: string, rule: PathRule = "fol
   return folderAt(path, label, text);
 }
 
+/** Is a text meant as a path, rather than as an id or a name? */
+export function looksLikePath(text: string): boolean {
+  return /[/\\]|^\.{1,2}$/.test(text) || existsSync(resolve(process.cwd(), text));
+}
+
 function folderAt(path: string, label: string, text: string): string | Problem {
   try {
     const real = realpathSync(path);

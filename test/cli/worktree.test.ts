@@ -128,6 +128,26 @@ describe("paths", () => {
   });
 });
 
+test("a path in a worktree means that worktree, as it does for check; an id's end stays an id's end", async () => {
+  await locked("deep");
+  const id = await idOf("deep");
+  mkdirSync(join(at("deep"), "src", "in"), { recursive: true });
+  for (const [cwd, path] of [
+    [at("deep"), "src"],
+    [join(at("deep"), "src", "in"), "."],
+    [join(at("deep"), "src", "in"), ".."],
+    [disk, "deep/src/in/not-there.ts"],
+    [join(at("deep"), "src"), id.slice(-8)],
+  ] as const) {
+    const got = await run(["worktree", "get", path, "--json"], { home, cwd });
+    expect([path, (JSON.parse(got.stdout || "{}") as { worktree_id?: string }).worktree_id]).toEqual([
+      path,
+      id,
+    ]);
+  }
+  expect((await run(["worktree", "get", "deadbeef"], { home, cwd: at("deep") })).code).toBe(3);
+});
+
 describe("check", () => {
   const check = (cwd: string, args: readonly string[] = [], env: Record<string, string> = {}) =>
     run(["worktree", "check", ...args], { home, cwd, env });

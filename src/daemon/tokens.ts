@@ -21,7 +21,7 @@ import {
 import { join } from "node:path";
 import { missing, reject } from "../kernel/aggregate.ts";
 import type { Caller } from "../kernel/dispatch.ts";
-import { refusal } from "../kernel/execute.ts";
+import { type Acting, refusal } from "../kernel/execute.ts";
 import { type Problem, problem } from "../kernel/problems.ts";
 import type { Registry } from "../kernel/registry.ts";
 
@@ -44,7 +44,7 @@ export interface SessionTokens {
   mint(session_id: string): Minted | Problem;
   /**
    * Who an Authorization header stands for.
-   * @returns the session as caller; `unauthorized` for everything but a token that is good now
+   * @returns the session as caller, also when it has ended: `ended` tells; `unauthorized` for everything but a token of ours
    */
   caller(authorization: string): Caller | Problem;
 }
@@ -69,29 +69,14 @@ export function sessionTokens({
   const path = join(keys, "session.key");
   let key: Buffer | undefined;
 
-  const stateOf = (session_id: string) =>
-    db
-      .query<{ status: string; epoch: number }, [string]>(
-        "SELECT status, epoch FROM sessions WHERE session_id = ?",
-      )
-      .get(session_id) ?? undefined;
-
   function signed(secret: Buffer, session_id: string, epoch: number): string {
     const said = `mps_${session_id}_${epoch}`;
     return `${said}_${createHmac("sha256", secret).update(said).digest("base64url")}`;
   }
 
-  /** Why a token whose signature is right is good no more; undefined while it is. */
-  function ended(session_id: string, epoch: number): Problem | undefined {
-    const found = stateOf(session_id);
-    if (!found) return refused("the token's session is not in this log");
-    if (!LIVE.has(found.status)) return refused(`the token's session is ${found.status}`);
-    return found.epoch === epoch ? undefined : refused("the token is of an earlier epoch of its session");
-  }
-
   return {
     mint(session_id) {
-      const found = stateOf(session_id);
+      const found = stateOf(db, session_id);
       if (!found) return refusal(registry, missing("session", session_id));
       if (!LIVE.has(found.status))
         return refusal(registry, reject("session.not_live", { session_id, status: found.status }));
@@ -111,15 +96,36 @@ export function sessionTokens({
       const [given, right] = [Buffer.from(token), Buffer.from(signed(key, session_id, epoch))];
       if (given.length !== right.length || !timingSafeEqual(given, right))
         return refused("the token is none of this daemon's");
-      return (
-        ended(session_id, epoch) ?? {
-          actor: { id: session_id, kind: "session", on_behalf_of: { id: user, kind: "user" } },
-          principal: `session/${session_id}`,
-          ended: () => ended(session_id, epoch),
-        }
-      );
+      const acting = { session_id, epoch };
+      return {
+        actor: { id: session_id, kind: "session", on_behalf_of: { id: user, kind: "user" } },
+        principal: `session/${session_id}`,
+        acting,
+        ended: () => sessionEnded(db, acting),
+      };
     },
   };
+}
+
+function stateOf(db: Database, session_id: string) {
+  return (
+    db
+      .query<{ status: string; epoch: number }, [string]>(
+        "SELECT status, epoch FROM sessions WHERE session_id = ?",
+      )
+      .get(session_id) ?? undefined
+  );
+}
+
+/**
+ * Why a token whose signature is right is good no more; undefined while it is.
+ * @param db the read models: the writer's own, in its transaction, where a command is decided
+ */
+export function sessionEnded(db: Database, { session_id, epoch }: Acting): Problem | undefined {
+  const found = stateOf(db, session_id);
+  if (!found) return refused("the token's session is not in this log");
+  if (!LIVE.has(found.status)) return refused(`the token's session is ${found.status}`);
+  return found.epoch === epoch ? undefined : refused("the token is of an earlier epoch of its session");
 }
 
 function refused(detail: string): Problem {

@@ -17,6 +17,7 @@ import { system } from "../kernel/system.ts";
 import { type BlobChange, Blobs } from "./blobs.ts";
 import { hostOf } from "./host.ts";
 import { encodeMessage, type FromWriter, type ToWriter } from "./messages.ts";
+import { sessionEnded } from "./tokens.ts";
 
 /** Commands in one transaction, so that the last of them does not wait for long. */
 const MAX_BATCH = 512;
@@ -83,6 +84,7 @@ function writerOn(db: Database, start_id: string) {
     start_id,
     hostOf(db),
     bug,
+    (acting) => sessionEnded(db, acting),
   );
 
   const blobs = new Blobs(db);

@@ -60,6 +60,11 @@ export function app({
 }: Parts) {
   const dispatch = defended(undefended, onBug);
   const gate = oneLook(undoubted);
+  /** For all but commands, which the writer holds against what has ended, after their keys. */
+  const live: Gate = (request) => {
+    const caller = gate(request);
+    return isProblem(caller) ? caller : (caller.ended?.() ?? caller);
+  };
   const noSuchRoute = problem("not_found", "there is no such route with that method", {
     hint: "see /openapi.json",
   });
@@ -79,7 +84,7 @@ export function app({
     .onError(({ error, code, request }) => {
       const trace_id = traceOf(request);
       if (code === "NOT_FOUND") {
-        const caller = gate(request);
+        const caller = live(request);
         return refused<never>(isProblem(caller) ? caller : noSuchRoute, trace_id);
       }
       onBug(trace_id, error);
@@ -92,7 +97,7 @@ export function app({
     .put(
       "/v1/artifacts/:digest",
       async ({ params, request }) => {
-        const caller = gate(request);
+        const caller = live(request);
         if (isProblem(caller)) return refused<StoredBytes>(caller, traceOf(request));
         return putArtifact(bytes, params.digest, request, admit);
       },
@@ -127,6 +132,12 @@ export function app({
       },
       { parse: "none", body: typed<{ atomic: boolean; commands: readonly AnyEnvelope[] }>() },
     )
+    .guard({
+      beforeHandle: ({ request }) => {
+        const caller = live(request);
+        return isProblem(caller) ? refused<never>(caller, traceOf(request)) : undefined;
+      },
+    })
     .get(
       "/v1/queries/:type",
       async ({ params, request }): Promise<object> =>

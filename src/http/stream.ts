@@ -207,10 +207,8 @@ export function connection(
     const errors = schemaErrors(RequestId, request_id, "/request_id");
     if (errors.length > 0) return refuse(null, invalidSchema(errors, freshTrace()));
     const id = request_id as string;
-    const ended = caller.ended?.();
-    if (ended) return refuse(id, ended);
     if (envelope.type === "events.subscribe") {
-      const refusal = subscribe(value, id);
+      const refusal = caller.ended?.() ?? subscribe(value, id);
       if (refusal) refuse(id, refusal);
       return;
     }

@@ -7,7 +7,7 @@
 import { type Static, type TSchema, Type } from "typebox";
 import { type Actor, isRefused } from "./aggregate.ts";
 import { freshTrace, wireTime } from "./clock.ts";
-import { type Outcome, refusal, type WriteCommand, type WriteRequest } from "./execute.ts";
+import { type Acting, type Outcome, refusal, type WriteCommand, type WriteRequest } from "./execute.ts";
 import { fingerprint } from "./idempotency.ts";
 import { nearest } from "./nearest.ts";
 import { badCursor } from "./page.ts";
@@ -22,8 +22,10 @@ export interface Caller {
   readonly actor: Actor;
   /** Scope of idempotency keys. */
   readonly principal: string;
-  /** Why the credential is good no more; where a connection outlives a request it is asked again for each. */
+  /** Why the credential is good no more: asked of whatever is no command. */
   readonly ended?: () => Problem | undefined;
+  /** The session whose credential it is: commands are held against that by the writer, after their keys. */
+  readonly acting?: Acting;
 }
 
 const TRACE_ID = /^(?!0{32})[0-9a-f]{32}$/;
@@ -144,6 +146,7 @@ export function dispatcher(parts: {
       parent_event_id: envelope.parent_event_id,
       principal: caller.principal,
       actor: caller.actor,
+      acting: caller.acting,
     };
   }
 
@@ -177,6 +180,8 @@ export function dispatcher(parts: {
     trace_id: string,
   ): Promise<Answer> {
     const refuse = (found: Problem): Answer => ({ kind: "problem", problem: { ...found, trace_id } });
+    const ended = caller.ended?.();
+    if (ended) return refuse(ended);
     const errors = schemaErrors(entry.params, params, "/payload");
     if (errors.length === 0) errors.push(...parts.misplaced(entry.type, params));
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));

@@ -42,6 +42,14 @@ export interface WriteCommand {
   /** Scope of the key: the credential, not the person (SPEC §7). */
   readonly principal: string;
   readonly actor: Actor;
+  /** The session whose credential it was sent with: good as long as that lives in that epoch. */
+  readonly acting?: Acting | undefined;
+}
+
+/** A session in an epoch, which speaks by a credential of its own. */
+export interface Acting {
+  readonly session_id: string;
+  readonly epoch: number;
 }
 
 /** What one command comes to: a receipt as JSON text, or a problem. */
@@ -126,6 +134,8 @@ export class Executor {
     readonly host: string,
     /** Told of every bug, once. */
     readonly onBug: (trace_id: string, error: unknown) => void,
+    /** Why a session's credential is good no more: asked in the transaction, so no command slips in behind its end. */
+    readonly ended: (acting: Acting) => Problem | undefined = () => undefined,
   ) {
     this.#keys = new CommandKeys(db);
     this.#leases = new Leases(db);
@@ -259,6 +269,9 @@ export class Executor {
     if (renewed?.fingerprint === command.fingerprint) return { receipt: renewed.receipt, replayed: true };
     if (known ?? renewed)
       return refuse("idempotency_key_reused", "another command was carried out under this key");
+    // Only now: what was carried out before the end is answered again after it (SPEC §7).
+    const ended = command.acting && this.ended(command.acting);
+    if (ended) return { problem: { ...ended, trace_id: command.trace_id } };
     if (command.parent_event_id !== undefined && !this.reader.byId(command.parent_event_id))
       return refuse("not_found", "there is no event with the parent_event_id", {
         details: { kind: "event", id: command.parent_event_id },

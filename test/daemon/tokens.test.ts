@@ -41,6 +41,13 @@ async function refusedNow(token: string): Promise<string> {
   if (token.length > 4) expect(JSON.stringify(problem)).not.toContain(token.slice(4));
   expectRefused(await mp.get("/v1/queries/workspace.list", as(token)), "unauthorized");
   expectRefused(await mp.get("/v1/events?limit=1", as(token)), "unauthorized");
+  const bytes = crypto.randomUUID();
+  const digest = `sha256:${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}`;
+  const artifact = `/v1/artifacts/${digest}`;
+  const sent = { ...as(token), "content-type": "application/octet-stream" };
+  expectRefused(await ask(daemon.socket, "PUT", artifact, bytes, sent), "unauthorized");
+  expectRefused(await mp.get(artifact, as(token)), "unauthorized");
+  expectRefused(await mp.get(artifact), "not_found");
   expect(await mp.head()).toBe(head);
   return problem.detail;
 }
@@ -127,6 +134,60 @@ describe("a token that is not good", () => {
     const token = await tokenOf(session_id);
     await mp.done("session.end", { session_id, outcome: "cancelled" });
     expect(await refusedNow(token)).toBe("the token's session is cancelled");
+  });
+
+  test("ends with its session, but what was carried out before is answered again under its key", async () => {
+    const session_id = await session();
+    const token = await tokenOf(session_id);
+    const made = envelope("workspace.create", { name: `before ${session_id}` });
+    const end = envelope("session.end", { session_id, outcome: "cancelled" });
+    const first = [await mp.post(made, as(token)), await mp.post(end, as(token))];
+    expect(first.map(({ status }) => status)).toEqual([200, 200]);
+    for (const [n, command] of [made, end].entries()) {
+      const again = await mp.post(command, as(token));
+      expect(again.json).toEqual({ ...first[n]!.json, replayed: true });
+    }
+    // The key names no other command after the end either.
+    const other = { ...made, payload: { name: `other ${session_id}` } };
+    expectRefused(await mp.post(other, as(token)), "idempotency_key_reused");
+  });
+
+  test("ends in the transaction in which its session ends: no command slips in behind", async () => {
+    const batch = async (atomic: boolean) => {
+      const session_id = await session();
+      const token = await tokenOf(session_id);
+      const commands = [
+        envelope("session.end", { session_id, outcome: "cancelled" }),
+        envelope("workspace.create", { name: `behind ${session_id}` }),
+      ];
+      return ask(daemon.socket, "POST", "/v1/commands/batch", { atomic, commands }, as(token));
+    };
+    const { items } = (await batch(false)).json as { items: Json[] };
+    expect(items.map((each) => each.kind ?? each.code)).toEqual(["receipt", "problem"]);
+    expect(items[1]).toMatchObject({ code: "unauthorized", detail: "the token's session is cancelled" });
+    const head = await mp.head();
+    expect(expectRefused(await batch(true), "unauthorized").details).toEqual({ index: 1 });
+    // The session and its token of the second batch are there, nothing else.
+    expect(await mp.head()).toBe(head + 1);
+  });
+
+  test("leaves nothing in the log after its session's end, however many connections use it", async () => {
+    const session_id = await session();
+    const token = await tokenOf(session_id);
+    const burst = (n: number) =>
+      Array.from({ length: 20 }, (_, k) => create(`burst ${session_id} ${n} ${k}`, token));
+    await Promise.all([
+      ...burst(1),
+      mp.post(envelope("session.end", { session_id, outcome: "cancelled" }), as(token)),
+      ...burst(2),
+    ]);
+    const { text } = await mp.get("/v1/events", { accept: "application/x-ndjson" });
+    const events = text
+      .split("\n")
+      .filter(Boolean)
+      .map((line) => JSON.parse(line) as Json);
+    const own = events.filter((each) => (each.actor as Json).id === session_id);
+    expect(own.at(-1)!.event_type).toBe("session.ended");
   });
 
   test("ends when its session is taken up again under another epoch", async () => {

@@ -243,7 +243,10 @@ const ENVIRONMENT: readonly (readonly [string, string])[] = [
   ["MP_NO_SPAWN", "1: never start a daemon (--no-spawn)"],
   ["MP_TIMEOUT", "how long to wait, such as 30s (--timeout)"],
   ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
-  ["MP_PROJECT", "the project, by name or id, where one must be given (--project)"],
+  [
+    "MP_PROJECT",
+    "the project, by name or id, where one must be given (--project); without flag and variable task create, task list and session spawn take the project and workspace of the worktree that one is in",
+  ],
   [
     "MP_SESSION_ID, MP_TASK_ID, MP_WORKTREE_ID",
     "the subject of a verb where it is left out, and the session where one must be given; mp session run sets them",

@@ -37,8 +37,21 @@ export interface Wanted {
   fill(link: Link, values: Values, env: Environment): Promise<Record<string, unknown> | Problem>;
 }
 
+/** Workspaces that a refusal names. */
+const MOST_NAMED = 10;
+
 /** What something lies in, so that it is looked for there only. */
 const PLACES = /^(workspace|project)_id$/;
+
+/** What is taken from the worktree that one is in, where neither a flag nor a variable says where the thing is. */
+const around: Readonly<Record<string, readonly ("workspace_id" | "project_id")[]>> = {
+  "task.create": ["project_id"],
+  "task.list": ["project_id"],
+  "session.spawn": ["workspace_id", "project_id"],
+};
+/** Any of these says already what is meant. */
+const TELLING = /^(workspace|project|parent_task|session|parent_session)_id$/;
+const AROUND_DOC = "; that of the worktree that one is in when not given";
 
 /** Paths that need not be there: those that git will make, and those that are only compared. */
 const pathRules: Readonly<Record<string, PathRule>> = {
@@ -77,11 +90,15 @@ export function wantedBy(from: Surface, type: string): Wanted {
   const kind = type.slice(0, type.indexOf("."));
   const schema = from.commands.get(type)?.spec.payload ?? from.queries.get(type)!.params;
   const pathDoc = pathWords[pathRules[type] ?? "folder"];
-  const fields = fieldsOf(from, kind, schema).map((each) =>
-    each.isPath && pathDoc
-      ? { ...each, arg: { ...each.arg, description: each.arg.description.replace(FOLDER, pathDoc) } }
-      : each,
-  );
+  const taken: readonly string[] = around[type] ?? [];
+  const fields = fieldsOf(from, kind, schema).map((each) => {
+    const { required: _, ...arg } = each.arg;
+    if (taken.includes(each.field))
+      return { ...each, arg: { ...arg, description: `${arg.description}${AROUND_DOC}` } };
+    return each.isPath && pathDoc
+      ? { ...each, arg: { ...each.arg, description: arg.description.replace(FOLDER, pathDoc) } }
+      : each;
+  });
   const extra = narrowing(from, kind, fields);
 
   /** What things of a kind can be listed by, for each that is referred to. */
@@ -94,8 +111,14 @@ export function wantedBy(from: Surface, type: string): Wanted {
   async function fill(link: Link, given: Values, env: Environment) {
     const values = withEnvironment(kind, fields, given, env);
     if (isProblem(values)) return values;
-    const found: Record<string, unknown> = {};
     const all = [...fields, ...extra];
+    const isTold = all.some(({ field, name }) => TELLING.test(field) && values[name] !== undefined);
+    const placed =
+      taken.length === 0 || isTold || env.MP_PROJECT || env.MP_WORKSPACE
+        ? {}
+        : await placeAround(link, taken);
+    if (isProblem(placed)) return placed;
+    const found: Record<string, unknown> = { ...placed };
     const lists = listed();
     // What narrows a search is looked up before what it narrows.
     const narrows = ({ field }: Field) =>
@@ -110,10 +133,35 @@ export function wantedBy(from: Surface, type: string): Wanted {
       if (isProblem(made)) return made;
       found[each.field] = made;
     }
-    return withGitDir(fields, nested(fields, found));
+    const lacks = fields.find(({ field, needed }) => needed && taken.includes(field) && !(field in found));
+    return lacks ? unplaced(link, lacks) : withGitDir(fields, nested(fields, found));
   }
 
   return { type, fields, args: { ...argsOf(fields), ...argsOf(extra) }, pointers: pointersOf(fields), fill };
+}
+
+/** Of the worktree that this process is in: where it lies. Nothing when it is in none. */
+async function placeAround(link: Link, taken: readonly string[]): Promise<Values | Problem> {
+  const [{ worktreeAt }, { canonicalPath }] = await Promise.all([
+    import("./names.ts"),
+    import("./places.ts"),
+  ]);
+  const worktree_id = await worktreeAt(link, String(canonicalPath(".", "", "any")));
+  if (worktree_id === undefined) return {};
+  const row = isProblem(worktree_id) ? worktree_id : await link.ask("worktree.get", { worktree_id });
+  return isProblem(row)
+    ? row
+    : Object.fromEntries(Object.entries(row).filter(([name]) => taken.includes(name)));
+}
+
+/** Nobody says where it is to be. */
+async function unplaced(link: Link, { field, name, arg }: Field): Promise<Problem> {
+  const how = `give it, or set ${arg.env}, or be in a worktree that mp knows`;
+  if (field !== "workspace_id") return usage(`--${name} is missing`, how);
+  const open = await link.ask("workspace.list", { status: "open", limit: MOST_NAMED });
+  if (isProblem(open)) return open;
+  const names = (open as { items: readonly { name: string }[] }).items.map((each) => `'${each.name}'`);
+  return usage(`--${name} is missing`, `${how}: --${name} NAME, open are ${names.join(", ") || "none"}`);
 }
 
 /** A name as it is compared and stored (SPEC §8): some systems type and complete letters in parts. */

@@ -148,6 +148,35 @@ test("a path in a worktree means that worktree, as it does for check; an id's en
   expect((await run(["worktree", "get", "deadbeef"], { home, cwd: at("deep") })).code).toBe(3);
 });
 
+test("in a worktree its project and workspace are meant, unless a flag or a variable says otherwise", async () => {
+  await create("around");
+  mkdirSync(join(at("around"), "src"));
+  const here = join(at("around"), "src");
+  const { project_id, workspace_id } = await json<Record<string, string>>("worktree", "get", at("around"));
+  const other = await out("project", "create", "aside", "--workspace", "demo");
+  const within = async (args: readonly string[], env: Record<string, string> = {}) => {
+    const { code, stdout, stderr } = await run([...args, "--json"], { home, cwd: here, env });
+    expect([args, code, stderr]).toEqual([args, 0, ""]);
+    return JSON.parse(stdout) as { subject: { id: string }; items: { project_id: string }[] };
+  };
+  const made = async (...how: Parameters<typeof within>) =>
+    (await json<{ project_id: string }>("task", "get", (await within(...how)).subject.id)).project_id;
+  expect(await made(["task", "create", "a"])).toBe(project_id!);
+  expect(await made(["task", "create", "b", "--project", "aside"])).toBe(other);
+  expect(await made(["task", "create", "c"], { MP_PROJECT: "aside" })).toBe(other);
+  const projects = async (...args: string[]) =>
+    new Set((await within(["task", "list", ...args])).items.map((row) => row.project_id));
+  expect(await projects()).toEqual(new Set([project_id!]));
+  expect(await projects("--workspace", "demo")).toEqual(new Set([project_id!, other]));
+  const spawned = await within(["session", "spawn", "--agent", "x"]);
+  expect(await json("session", "get", spawned.subject.id)).toMatchObject({ project_id, workspace_id });
+  const elsewhere = (...args: string[]) => run(args, { home, cwd: disk });
+  expect((await elsewhere("task", "create", "d")).stderr).toMatch(/--project is missing\n.*MP_PROJECT/);
+  expect((await elsewhere("session", "spawn", "--agent", "x")).stderr).toMatch(
+    /--workspace is missing\n.*--workspace NAME, open are 'demo'\n/,
+  );
+});
+
 describe("check", () => {
   const check = (cwd: string, args: readonly string[] = [], env: Record<string, string> = {}) =>
     run(["worktree", "check", ...args], { home, cwd, env });

@@ -464,8 +464,11 @@ export const task = aggregate(
       if (claim) {
         const { epoch, session_id: holder } = claim;
         const expires_at = endOf(find, `task/${id}`) ?? at;
+        // Whoever has it already is told so again; but one that is stopped is not to be worked on.
         if (holder === session_id)
-          return { events: [], result: { task_id: id, epoch, attempt: attempts, expires_at } };
+          return state.status === "running"
+            ? { events: [], result: { task_id: id, epoch, attempt: attempts, expires_at } }
+            : invalid(state, "running");
         const retry_after_ms = Math.max(0, between(at, expires_at));
         return reject("task.already_claimed", { holder, epoch, expires_at, retry_after_ms });
       }

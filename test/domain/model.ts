@@ -455,6 +455,7 @@ export function world() {
     taker(session_id, it.workspace_id);
     const stream = `task/${id}`;
     const taken = { task_id: id, epoch: it.epoch, attempt: it.attempts.length };
+    if (it.holder === session_id && it.status !== "running") bad(it, "running");
     if (it.holder === session_id) return { ...taken, expires_at: ends(stream) };
     if (it.holder !== undefined) no("task.already_claimed", held(it.holder, it.epoch, stream));
     if (it.status !== "queued") bad(it, "running");

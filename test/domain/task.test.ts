@@ -419,6 +419,19 @@ describe("claim", () => {
     });
   });
 
+  test("of one that it has already tells a session its epoch again, unless the task is stopped", () => {
+    const about = given(task, ...world, made(T), claimed());
+    const again = about.when("claim", { task_id: T, session_id: S });
+    again.thenEvents();
+    again.thenResult({ task_id: T, epoch: 1, attempt: 1, expires_at: expect.any(String) });
+    about.when("pause", { task_id: T });
+    about.when("claim", { task_id: T, session_id: S }).thenRefused("task.invalid_transition", {
+      from: "paused",
+      to: "running",
+      allowed: ["queued", "running", "cancelled", "failed"],
+    });
+  });
+
   test("names a task or a filter, not both and not neither", () => {
     const { payload } = task.commands.claim;
     expect(matches(payload, { session_id: S })).toBe(false);

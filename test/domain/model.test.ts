@@ -922,7 +922,8 @@ function weight(type: string): number {
   if (/^workspace\.create$|^project\.|\.(leave|expire|retention_over)$/.test(type)) return 2;
   if (/^worktree\.(create|register|remove|record_)|^(session|board)\.(fork|create)$|^artifact\./.test(type))
     return 6;
-  if (/^worktree\.(attach|lock|renew|steal)|^task\.(claim|block)$|^session\.report_status$/.test(type)) return 30;
+  if (/^worktree\.(attach|lock|renew|steal)|^task\.(claim|block)$|^session\.report_status$/.test(type))
+    return 30;
   return 10;
 }
 const arbitrary = fc.array(

@@ -13,6 +13,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { connect } from "../client/client.ts";
 import { codeOf, failureOf, unavailable } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import { type Args, asking, changing, type Ending, type Values, type Verb, verb } from "./command.ts";
 import { forReading, type Page, queryVerb, type Rows, withoutPosition } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
@@ -457,7 +458,7 @@ async function download(
         hint: "give another --output, or make room",
       });
     if (error instanceof Error && error.name === "TimeoutError")
-      return problem("timeout", `not all of it came within ${values.timeout} ms`, {
+      return problem("timeout", `not all of it came within ${spanOf(values.timeout!)}`, {
         hint: "allow more time with --timeout",
       });
     return unavailable(at, failureOf(error), codeOf(error));

@@ -9,6 +9,7 @@ import type { Discovery } from "../client/discover.ts";
 import type { DaemonInfo } from "../daemon/info.ts";
 import { type Paths, paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import { VERSION } from "../version.ts";
 import { asking, type Noun, verb } from "./command.ts";
 import { daemonLink, HUNG_HINT, hungHint, START_MS } from "./link.ts";
@@ -180,7 +181,7 @@ async function end(timeout_ms: number): Promise<Ended | Problem> {
     if (other !== undefined) return { stopped: true, pid, taken_over_by: other };
     if (!alive(pid)) return { stopped: true, pid };
     if (performance.now() > deadline)
-      return problem("timeout", `the daemon (pid ${pid}) has not ended within ${timeout_ms} ms`, {
+      return problem("timeout", `the daemon (pid ${pid}) has not ended within ${spanOf(timeout_ms)}`, {
         hint: `it may be writing: look with 'mp daemon logs'; if it hangs: kill -9 ${pid} (nothing acknowledged is lost)`,
         details: { pid },
       });
@@ -354,7 +355,7 @@ const wait = verb(
     let found = await look(here);
     while (!runs(found)) {
       if (performance.now() > deadline)
-        return problem("timeout", `no daemon was ready within ${allowed} ms: it is ${found.state}`, {
+        return problem("timeout", `no daemon was ready within ${spanOf(allowed)}: it is ${found.state}`, {
           hint: found.state === "unresponsive" ? HUNG_HINT : "start one with 'mp daemon start'",
           details: { state: found.state },
         });

@@ -74,7 +74,6 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "session.end": ["mp session end SESSION completed --summary 'all tests pass'"],
   "session.fork": ["mp session fork SESSION new_worktree --title 'another way'"],
   "worktree.attach": ["mp worktree attach ../core-fix write --session SESSION"],
-  "worktree.lock_writer": ["mp worktree lock-writer ../core-fix --session SESSION --ttl-ms 5m"],
   "worktree.steal_writer": [
     "mp worktree steal-writer ../core-fix 'its machine is gone' --session SESSION --expected-epoch 3",
   ],
@@ -126,10 +125,21 @@ export interface More<T> {
   readonly doc?: string;
   /** Flags besides those of the payload. */
   readonly args?: Args;
+  /** What help says before what a pipe gets. */
   readonly notes?: readonly string[];
+  /** What a pipe gets, where that is not the usual. */
+  readonly pipe?: string;
   readonly examples?: readonly string[];
   /** What happens once the daemon has answered, instead of the usual. */
   readonly show?: (answer: T, context: Answered) => Promise<Ending>;
+}
+
+/** What a command of an aggregate does otherwise. */
+export interface MoreOfCommand extends More<Sent> {
+  /** What does not go together: said here, in the words of the command line. */
+  readonly misfit?: (values: Values, wanted: Wanted) => Problem | undefined;
+  /** How it is sent, where once may not do; an exit code when a signal ended it. */
+  readonly send?: (payload: Values, context: Answered) => Promise<Sent | Problem | number>;
 }
 
 /** What a query of an aggregate does otherwise. */
@@ -161,7 +171,7 @@ export interface Answered {
  * The verb of a command.
  * @param type such as `task.claim`
  */
-export function commandVerb(type: string, more: More<Sent> = {}, from: Surface = surface()): Verb {
+export function commandVerb(type: string, more: MoreOfCommand = {}, from: Surface = surface()): Verb {
   const { spec } = from.commands.get(type)!;
   const wanted = wantedBy(from, type);
   const results = resultsOf(from, type).filter((name) => name !== `${kindOf(type)}_id`);
@@ -169,17 +179,22 @@ export function commandVerb(type: string, more: More<Sent> = {}, from: Surface =
     more.doc ?? spec.doc,
     { ...wanted.args, ...more.args, ...changing, ...asking },
     async (values, { out }): Promise<Ending> => {
+      const wrong = more.misfit?.(values, wanted);
+      if (wrong) return wrong;
       const link = daemonLink(values);
       const payload = await wanted.fill(link, values, out.env);
       if (isProblem(payload)) return payload;
-      const receipt = await link.send(type, payload);
-      if (isProblem(receipt)) return receipt;
       const context = { values, link, out, wanted };
+      const receipt = await (more.send ? more.send(payload, context) : link.send(type, payload));
+      if (typeof receipt === "number" || isProblem(receipt)) return receipt;
       return more.show ? more.show(receipt, context) : tell(receipt, context, from);
     },
     {
       pointers: wanted.pointers,
-      notes: more.notes ?? [`A pipe gets TSV: ${[`${kindOf(type)}_id`, ...results].join(", ")}.`],
+      notes: [
+        ...(more.notes ?? []),
+        more.pipe ?? `A pipe gets TSV: ${[`${kindOf(type)}_id`, ...results].join(", ")}.`,
+      ],
       examples: more.examples ?? examples[type] ?? [],
     },
   );
@@ -280,11 +295,13 @@ export function queryVerb(type: string, more: MoreOfQuery = {}, from: Surface = 
     },
     {
       pointers: wanted.pointers,
-      notes:
-        more.notes ??
-        (paged
-          ? [`A pipe gets TSV without a header: ${shape.columns.map(({ name }) => name).join(", ")}.`]
-          : ["A pipe gets a name and a value per line."]),
+      notes: [
+        ...(more.notes ?? []),
+        more.pipe ??
+          (paged
+            ? `A pipe gets TSV without a header: ${shape.columns.map(({ name }) => name).join(", ")}.`
+            : "A pipe gets a name and a value per line."),
+      ],
       examples: more.examples ?? examples[type] ?? [],
     },
   );

@@ -245,7 +245,7 @@ const ENVIRONMENT: readonly (readonly [string, string])[] = [
   ["MP_WORKSPACE", "the workspace, by name or id, where one must be given (--workspace); so for every noun"],
   [
     "MP_PROJECT",
-    "the project, by name or id, where one must be given (--project); without flag and variable task create, task list and session spawn take the project and workspace of the worktree that one is in",
+    "the project, by name or id, where one must be given (--project); without flag and variable task create, task list, session spawn and session run take the project and workspace of the worktree that one is in",
   ],
   [
     "MP_SESSION_ID, MP_TASK_ID, MP_WORKTREE_ID",

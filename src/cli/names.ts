@@ -5,6 +5,7 @@
  * for several things is refused with all of them; the CLI never picks one. The end of an id, not its start: ids begin with
  * the time, so those of one moment begin alike.
  */
+import type { Ask } from "../client/types.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import type { Link } from "./link.ts";
 import { usage } from "./parse.ts";
@@ -85,12 +86,30 @@ async function rowsCalled(
  * @param path absolute and canonical
  * @returns its id; undefined when there is none
  */
-export async function worktreeAt(link: Link, path: string): Promise<string | undefined | Problem> {
+async function worktreeAt(link: Link, path: string): Promise<string | undefined | Problem> {
   const found = await link.ask("worktree.check", { path });
   // Whoever writes there does not matter: it is only asked where it is.
   const { worktree_id } = (isProblem(found) ? (found.details ?? {}) : found) as { worktree_id?: unknown };
   if (isProblem(found) && found.reason !== "worktree.writer_held") return found;
   return typeof worktree_id === "string" ? worktree_id : undefined;
+}
+
+/** The worktree that this process is in, with what it lies in; undefined when it is in none. */
+export async function worktreeAround(link: Link): Promise<Ask<"worktree.get"> | undefined | Problem> {
+  const { canonicalPath } = await import("./places.ts");
+  const worktree_id = await worktreeAt(link, String(canonicalPath(".", "", "any")));
+  return typeof worktree_id === "string" ? link.query("worktree.get", { worktree_id }) : worktree_id;
+}
+
+/** The open workspaces, as many as a refusal names. */
+export async function openWorkspaces(link: Link): Promise<Ask<"workspace.list">["items"] | Problem> {
+  const open = await link.query("workspace.list", { status: "open", limit: MOST });
+  return isProblem(open) ? open : open.items;
+}
+
+/** What they are called, for a refusal. */
+export function namesOf(workspaces: readonly { readonly name: string }[]): string {
+  return workspaces.map(({ name }) => `'${name}'`).join(", ") || "none";
 }
 
 function rowsOf(answer: object | Problem, kind: string, text: string): readonly Row[] | Problem {

@@ -18,7 +18,7 @@ import {
   pointersOf,
 } from "./fields.ts";
 import type { Link } from "./link.ts";
-import { idOf } from "./names.ts";
+import { idOf, namesOf, openWorkspaces, worktreeAround } from "./names.ts";
 import { duration, labelOf, usage } from "./parse.ts";
 import type { PathRule } from "./places.ts";
 import type { Surface } from "./surface.ts";
@@ -36,9 +36,6 @@ export interface Wanted {
   /** Make the payload. */
   fill(link: Link, values: Values, env: Environment): Promise<Record<string, unknown> | Problem>;
 }
-
-/** Workspaces that a refusal names. */
-const MOST_NAMED = 10;
 
 /** What something lies in, so that it is looked for there only. */
 const PLACES = /^(workspace|project)_id$/;
@@ -142,26 +139,20 @@ export function wantedBy(from: Surface, type: string): Wanted {
 
 /** Of the worktree that this process is in: where it lies. Nothing when it is in none. */
 async function placeAround(link: Link, taken: readonly string[]): Promise<Values | Problem> {
-  const [{ worktreeAt }, { canonicalPath }] = await Promise.all([
-    import("./names.ts"),
-    import("./places.ts"),
-  ]);
-  const worktree_id = await worktreeAt(link, String(canonicalPath(".", "", "any")));
-  if (worktree_id === undefined) return {};
-  const row = isProblem(worktree_id) ? worktree_id : await link.ask("worktree.get", { worktree_id });
-  return isProblem(row)
-    ? row
-    : Object.fromEntries(Object.entries(row).filter(([name]) => taken.includes(name)));
+  const worktree = await worktreeAround(link);
+  return isProblem(worktree)
+    ? worktree
+    : Object.fromEntries(Object.entries(worktree ?? {}).filter(([name]) => taken.includes(name)));
 }
 
 /** Nobody says where it is to be. */
 async function unplaced(link: Link, { field, name, arg }: Field): Promise<Problem> {
   const how = `give it, or set ${arg.env}, or be in a worktree that mp knows`;
   if (field !== "workspace_id") return usage(`--${name} is missing`, how);
-  const open = await link.ask("workspace.list", { status: "open", limit: MOST_NAMED });
-  if (isProblem(open)) return open;
-  const names = (open as { items: readonly { name: string }[] }).items.map((each) => `'${each.name}'`);
-  return usage(`--${name} is missing`, `${how}: --${name} NAME, open are ${names.join(", ") || "none"}`);
+  const open = await openWorkspaces(link);
+  return isProblem(open)
+    ? open
+    : usage(`--${name} is missing`, `${how}: --${name} NAME, open are ${namesOf(open)}`);
 }
 
 /** A name as it is compared and stored (SPEC §8): some systems type and complete letters in parts. */

@@ -111,15 +111,16 @@ export class Run {
 
   #spawn({ workspace_id, project_id, parent_session_id }: Place): Promise<Sent | Problem> {
     const { command = [], title, agent, ttl = TTL_MS } = this.values;
+    const name = (agent ?? basename(command[0]!).slice(0, 128)).normalize("NFC") || "command";
     return this.#asker.send(
       "session.spawn",
       {
         workspace_id,
-        agent: { name: agent ?? (basename(command[0]!).slice(0, 128) || "command") },
+        agent: { name },
         ttl_ms: ttl,
         ...(project_id !== undefined && { project_id }),
         ...(parent_session_id !== undefined && { parent_session_id }),
-        ...(title !== undefined && { title }),
+        ...(title !== undefined && { title: title.normalize("NFC") }),
       },
       START,
     );

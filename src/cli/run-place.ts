@@ -1,12 +1,12 @@
 /**
  * Where a `mp session run` is to be, and what it is about (SPEC §8): read from the command line before there is a session.
  *
- * Always holds: what is named counts first, then what that lies in, then the environment, then the only one there is;
- * nothing is taken here.
+ * Always holds: what is named counts first, then what that lies in, then the environment, then the worktree that one is in,
+ * then the only workspace there is; nothing is taken here.
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import type { Link } from "./link.ts";
-import { idOf } from "./names.ts";
+import { idOf, namesOf, openWorkspaces, worktreeAround } from "./names.ts";
 import { usage } from "./parse.ts";
 import type { RunValues } from "./run.ts";
 
@@ -57,19 +57,21 @@ export async function findPlace(link: Link, values: RunValues): Promise<Place | 
   if (isProblem(worktree)) return worktree;
   const task = await found<TaskRow>(link, "task", values.task);
   if (isProblem(task)) return task;
-  const about: Within | undefined = worktree ?? task;
+  const { MP_WORKSPACE, MP_PROJECT } = process.env;
+  const isTold = values.workspace || values.project || MP_WORKSPACE || MP_PROJECT;
+  const about: Within | undefined | Problem =
+    worktree ?? task ?? (isTold ? undefined : await worktreeAround(link));
+  if (isProblem(about)) return about;
   const workspace_id = await workspaceOf(link, values.workspace, about);
   if (isProblem(workspace_id)) return workspace_id;
   const parent = await parentOf(link, values.parent, workspace_id);
   if (isProblem(parent)) return parent;
-  // What the environment names is where the session around this one is: it counts only there.
-  const { MP_WORKSPACE, MP_PROJECT } = process.env;
-  const inherited =
-    about === undefined && workspace_id === MP_WORKSPACE ? MP_PROJECT || undefined : undefined;
-  const named = values.project ?? inherited;
+  // A project of the environment is one of its workspace, not of another that is named.
+  const inherits = !about && (values.workspace === undefined || workspace_id === MP_WORKSPACE);
+  const named = values.project ?? (inherits ? MP_PROJECT || undefined : undefined);
   const project_id =
     named === undefined
-      ? (worktree?.project_id ?? task?.project_id ?? undefined)
+      ? (about?.project_id ?? undefined)
       : await idOf(link, "project", named, { workspace_id });
   if (isProblem(project_id)) return project_id;
   const { next, stage } = values;
@@ -104,16 +106,16 @@ async function workspaceOf(
   const named = text ?? (about ? undefined : process.env.MP_WORKSPACE || undefined);
   if (named !== undefined) return idOf(link, "workspace", named);
   if (about) return about.workspace_id;
-  const open = await link.query("workspace.list", { status: "open", limit: 2 });
+  const open = await openWorkspaces(link);
   if (isProblem(open)) return open;
-  const [only, another] = open.items;
-  if (only && !another) return only.workspace_id;
-  return usage(
-    only ? "there is more than one open workspace" : "there is no open workspace",
-    only
-      ? "say which with --workspace or MP_WORKSPACE, or give a --worktree or a --task"
-      : "create one: mp workspace create NAME",
-  );
+  const [only, another] = open;
+  if (!only) return usage("there is no open workspace", "create one: mp workspace create NAME");
+  return another
+    ? usage(
+        "there is more than one open workspace",
+        `say which: --workspace NAME, open are ${namesOf(open)}; or give a --worktree or a --task`,
+      )
+    : only.workspace_id;
 }
 
 /** A thing that the command line names, as the daemon has it. */

@@ -31,13 +31,15 @@ const args = {
     type: "string",
     valueHint: "WORKSPACE",
     fallback: "MP_WORKSPACE",
-    description: "by name or id; the worktree's or task's, or the only open one, when not given",
+    description:
+      "by name or id; when not given the worktree's or task's, that of the worktree that one is in, or the only open one",
   },
   project: {
     type: "string",
     valueHint: "PROJECT",
     fallback: "MP_PROJECT",
-    description: "by name or id; the worktree's or task's when not given",
+    description:
+      "by name or id; when not given the worktree's or task's, or that of the worktree that one is in",
   },
   parent: {
     type: "string",

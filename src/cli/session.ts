@@ -6,7 +6,7 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Verb, verb } from "./command.ts";
-import { forReading, type Page, queryVerb, sayBelow, withoutPosition } from "./domain.ts";
+import { commandVerb, forReading, type Page, queryVerb, sayBelow, withoutPosition } from "./domain.ts";
 import type { Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { usage } from "./parse.ts";
@@ -55,6 +55,14 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
     get logs() {
       return logsVerb();
     },
+    get "report-status"() {
+      return commandVerb("session.report_status", {
+        misfit: ({ status, "waiting-for": what }) =>
+          status === "waiting" && what === undefined
+            ? usage("--waiting-for is missing", "say what it waits for: approval, user_input or policy")
+            : undefined,
+      });
+    },
     get tree() {
       return queryVerb("session.tree", {
         doc: "Show sessions as trees: who began whom, and how they are.",
@@ -74,8 +82,8 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
           "Without ROOT: every tree, oldest first, also what has ended; --live leaves out what has ended or is lost.",
           "The worst status is that of the worst of all below, also of those that are not shown, from best to worst:",
           `${SEVERITY.join(", ")}. A terminal shows it where it is worse than the session's own.`,
-          `A pipe gets TSV without a header: ${COLUMNS.map(({ name }) => name).join(", ")}.`,
         ],
+        pipe: `A pipe gets TSV without a header: ${COLUMNS.map(({ name }) => name).join(", ")}.`,
         examples: [
           "mp session tree",
           "mp session tree --live",

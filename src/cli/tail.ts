@@ -7,6 +7,7 @@
 import { type ControlFrame, type EventFrame, type TailFilter, type TailFrame, tail } from "../client/tail.ts";
 import type { Event } from "../kernel/aggregate.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
+import { spanOf } from "../kernel/span.ts";
 import type { Ending } from "./command.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { drawer, frameInWords } from "./lines.ts";
@@ -202,7 +203,7 @@ class Following {
   #timedOut(): Problem {
     const { count, timeout } = this.wanted;
     const of = count === undefined ? "" : ` of ${count}`;
-    return problem("timeout", `${this.#lines}${of} events came within ${timeout} ms`, {
+    return problem("timeout", `${this.#lines}${of} events came within ${spanOf(timeout!)}`, {
       hint: "allow more time with --timeout, or end with --until-idle or --no-follow",
     });
   }

@@ -4,12 +4,12 @@
  * How it waits is in waiting.ts; here is only whose events count for a claim.
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
-import { commandVerb, type Page, queryVerb, tell, withoutPosition } from "./domain.ts";
-import { daemonLink, type Link } from "./link.ts";
+import type { Verb } from "./command.ts";
+import { commandVerb, type Page, queryVerb, withoutPosition } from "./domain.ts";
+import type { Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
-import { type Values, wantedBy } from "./payload.ts";
-import { surface } from "./surface.ts";
+import { usage } from "./parse.ts";
+import type { Values } from "./payload.ts";
 import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
 
 /** The verbs of tasks that are not derived, or show more. */
@@ -28,48 +28,35 @@ export function taskVerbs(): Readonly<Record<string, Verb>> {
 }
 
 function claimVerb(): Verb {
-  const derived = commandVerb("task.claim");
-  const wanted = wantedBy(surface(), "task.claim");
-  return verb(
-    "Claim a task for a session: TASK, or the most urgent one that is ready, of those that the flags leave.",
-    {
-      ...wanted.args,
-      wait: waitArg("wait so long for one that can be claimed"),
-      ...changing,
-      ...asking,
+  return commandVerb("task.claim", {
+    doc: "Claim a task for a session: TASK, or the most urgent one that is ready, of those that the flags leave.",
+    args: { wait: waitArg("wait so long for one that can be claimed") },
+    notes: [
+      "Give the epoch with renew, release, complete and fail: an older one is refused, for then somebody else has the task.",
+      "--wait hears of what becomes ready and tries again; exit code 7 when nothing did in time, 130 after Ctrl-C.",
+    ],
+    examples: [
+      "mp task claim --session SESSION --project core --wait 10m",
+      "mp task claim TASK --session SESSION --ttl-ms 15m",
+      "mp task claim --session SESSION --stage review --json | jq -r '.result.task_id, .result.epoch'",
+    ],
+    misfit(values, { fields }) {
+      const flags = fields
+        .filter(({ within, name }) => within === "filter" && values[name] !== undefined)
+        .map(({ name }) => `--${name}`);
+      return values.task === undefined || flags.length === 0
+        ? undefined
+        : usage(
+            `TASK and ${flags.join(" and ")} exclude each other`,
+            "name a task, or say which ones it may be one of",
+          );
     },
-    async (values, { out }): Promise<Ending> => {
-      const link = daemonLink(values);
-      const filled = await wanted.fill(link, values, out.env);
-      if (isProblem(filled)) return filled;
+    send(filled, context) {
       // Without TASK, and without anything that narrows it: any of the session's workspace.
       const payload = "task_id" in filled || "filter" in filled ? filled : { ...filled, filter: {} };
-      const wait_ms = values.wait as number | undefined;
-      const receipt =
-        wait_ms === undefined
-          ? await link.send("task.claim", payload)
-          : await sendOnceFree(link, "task.claim", payload, await wishOf(link, payload), {
-              wait_ms,
-              out,
-              values,
-            });
-      if (typeof receipt === "number" || isProblem(receipt)) return receipt;
-      return tell(receipt, { values, link, out, wanted });
+      return sendOnceFree("task.claim", payload, context, () => wishOf(context.link, payload));
     },
-    {
-      ...derived.more,
-      notes: [
-        "Give the epoch with renew, release, complete and fail: an older one is refused, for then somebody else has the task.",
-        "--wait hears of what becomes ready and tries again; exit code 7 when nothing did in time, 130 after Ctrl-C.",
-        ...(derived.more.notes ?? []),
-      ],
-      examples: [
-        "mp task claim --session SESSION --project core --wait 10m",
-        "mp task claim TASK --session SESSION --ttl-ms 15m",
-        "mp task claim --session SESSION --stage review --json | jq -r '.result.task_id, .result.epoch'",
-      ],
-    },
-  );
+  });
 }
 
 /** Those of the project, or of the workspace that the session is in. */

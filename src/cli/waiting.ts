@@ -10,9 +10,10 @@ import type { Event } from "../kernel/aggregate.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { spanOf } from "../kernel/span.ts";
 import type { Arg } from "./command.ts";
+import type { Answered } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
-import { daemonLink, type Link, type Sent } from "./link.ts";
-import { note, type Output } from "./output.ts";
+import { daemonLink, type Sent } from "./link.ts";
+import { note } from "./output.ts";
 import type { Values } from "./payload.ts";
 
 /** A clock that runs before the daemon's must not make it try without pause. */
@@ -74,18 +75,19 @@ export interface Wish {
 }
 
 /**
- * Carry out a command as soon as it can be done.
- * @param wish what it is for; a problem ends it
- * @param wait_ms how long to wait; no longer than `--timeout` allows
+ * Carry out a command: with `--wait` as soon as it can be done, but no later than `--timeout` allows.
+ * @param wishOf what it is for; a problem ends it
  * @returns the receipt; a problem: `timeout` when it could not be done in time; the exit code when a signal ended it
  */
 export async function sendOnceFree(
-  link: Link,
   type: string,
   payload: Values,
-  wish: Wish | Problem,
-  { wait_ms, out, values }: { readonly wait_ms: number; readonly out: Output; readonly values: Values },
+  { values, link, out }: Answered,
+  wishOf: () => Promise<Wish | Problem>,
 ): Promise<Sent | Problem | number> {
+  const wait_ms = values.wait as number | undefined;
+  if (wait_ms === undefined) return link.send(type, payload);
+  const wish = await wishOf();
   if (isProblem(wish)) return wish;
   const target = await link.address();
   if (isProblem(target)) return target;

@@ -9,14 +9,14 @@
 import { existsSync } from "node:fs";
 import { paths } from "../daemon/paths.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { asking, changing, type Ending, type Verb, verb } from "./command.ts";
-import { type Answered, commandVerb, forReading, queryVerb, tell, withoutPosition } from "./domain.ts";
+import { asking, type Ending, type Verb, verb } from "./command.ts";
+import { type Answered, commandVerb, forReading, queryVerb, withoutPosition } from "./domain.ts";
 import { carried } from "./fields.ts";
 import { daemonLink, type Link, type Sent } from "./link.ts";
 import { type Column, isTerminal, note, type Output } from "./output.ts";
 import { wantedBy } from "./payload.ts";
 import { surface } from "./surface.ts";
-import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
+import { sendOnceFree, waitArg } from "./waiting.ts";
 
 interface Row {
   readonly worktree_id: string;
@@ -48,8 +48,8 @@ export function worktreeVerbs(): Readonly<Record<string, Verb>> {
     commandVerb(type, {
       notes: [
         "It ends when git has: exit code 1 with git's own words when git could not, and nothing has changed then.",
-        "A pipe gets TSV: worktree_id, status, branch, commit_sha, path. --json: the receipt, and the worktree as it is then.",
       ],
+      pipe: "A pipe gets TSV: worktree_id, status, branch, commit_sha, path. --json: the receipt, and the worktree as it is then.",
       examples,
       show: settled,
     });
@@ -88,16 +88,12 @@ export function worktreeVerbs(): Readonly<Record<string, Verb>> {
 const GONE = new Set(["removed", "failed"]);
 
 function listVerb(): Verb {
-  const derived = queryVerb("worktree.list");
   return queryVerb("worktree.list", {
     doc: "List worktrees, oldest first; at a terminal without those that were removed or never came to be.",
     args: {
       all: { type: "boolean", description: "at a terminal, also those that are removed or failed" },
     },
-    notes: [
-      ...(derived.more.notes ?? []),
-      "A pipe and --json always get all, a terminal too with --all, --status or --path.",
-    ],
+    notes: ["A pipe and --json always get all, a terminal too with --all, --status or --path."],
     examples: ["mp worktree list", "mp worktree list --all --project core"],
     async rows(items, { values }) {
       if (values.all || values.status !== undefined || values.path !== undefined) return { items };
@@ -242,48 +238,25 @@ async function rowOf(link: Link, worktree_id: string): Promise<Row | Problem> {
 }
 
 function lockVerb(): Verb {
-  const { meta, more } = commandVerb("worktree.lock_writer");
-  const wanted = wantedBy(surface(), "worktree.lock_writer");
-  return verb(
-    (meta as { description: string }).description,
-    {
-      ...wanted.args,
-      wait: waitArg("wait so long for the lock while another session holds it"),
-      ...changing,
-      ...asking,
-    },
-    async (values, { out }): Promise<Ending> => {
-      const link = daemonLink(values);
-      const payload = await wanted.fill(link, values, out.env);
-      if (isProblem(payload)) return payload;
+  return commandVerb("worktree.lock_writer", {
+    args: { wait: waitArg("wait so long for the lock while another session holds it") },
+    notes: [
+      "--wait hears when the lock is given back or runs out, and takes it then; exit code 7 when it was not free in time, 130",
+      "after Ctrl-C.",
+    ],
+    examples: [
+      "mp worktree lock-writer ../core-fix --session SESSION --ttl-ms 5m",
+      "mp worktree lock-writer ../core-fix --session SESSION --wait 10m",
+    ],
+    send(payload, context) {
       const { worktree_id, session_id } = payload;
-      const wish: Wish = {
+      return sendOnceFree("worktree.lock_writer", payload, context, async () => ({
         kind: "lock",
         filter: { streams: [`worktree/${worktree_id}`] },
         undo: ({ result: { epoch } }) => ["worktree.release_writer", { worktree_id, session_id, epoch }],
-      };
-      const wait_ms = values.wait as number | undefined;
-      const receipt =
-        wait_ms === undefined
-          ? await link.send("worktree.lock_writer", payload)
-          : await sendOnceFree(link, "worktree.lock_writer", payload, wish, { wait_ms, out, values });
-      return typeof receipt === "number" || isProblem(receipt)
-        ? receipt
-        : tell(receipt, { values, link, out, wanted });
+      }));
     },
-    {
-      ...more,
-      notes: [
-        "--wait hears when the lock is given back or runs out, and takes it then; exit code 7 when it was not free in time, 130",
-        "after Ctrl-C.",
-        ...(more.notes ?? []),
-      ],
-      examples: [
-        ...(more.examples ?? []),
-        "mp worktree lock-writer ../core-fix --session SESSION --wait 10m",
-      ],
-    },
-  );
+  });
 }
 
 function checkVerb(): Verb {

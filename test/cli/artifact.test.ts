@@ -223,7 +223,7 @@ describe("download", () => {
       await waitFor(() => net.frozen && readdirSync(cwd).length > 0, { what: "a part of it" });
       if (signal) child.kill(signal);
       expect([await child.exited, readdirSync(cwd)]).toEqual([code, []]);
-      expect(await said).toStartWith(signal ? "" : "error: not all of it came within 2000 ms");
+      expect(await said).toStartWith(signal ? "" : "error: not all of it came within 2s");
       net.cut();
       net.frozen = false;
     }

@@ -119,7 +119,7 @@ describe("start, stop, restart, wait", () => {
     process.kill(pid!, "SIGSTOP");
     try {
       expect(await refused(7, "daemon", "stop", "--timeout", "1200ms")).toMatch(
-        new RegExp(`pid ${pid}.*has not ended within 1200 ms[\\s\\S]*kill -9 ${pid}`),
+        new RegExp(`pid ${pid}.*has not ended within 1.2s[\\s\\S]*kill -9 ${pid}`),
       );
     } finally {
       process.kill(pid!, "SIGCONT");

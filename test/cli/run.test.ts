@@ -9,7 +9,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node
 import { join } from "node:path";
 import { connect } from "../../src/client/client.ts";
 import { isProblem } from "../../src/kernel/problems.ts";
-import { binary, type Finished, start, tempHome, waitFor } from "../support/binary.ts";
+import { binary, type Finished, run, start, tempHome, waitFor } from "../support/binary.ts";
 import { atTerminal, type Cli, cli, lines, shell } from "./cli.ts";
 
 type Row = Record<string, unknown>;
@@ -203,6 +203,39 @@ describe("the child", () => {
     expect(below).toMatchObject({ parent_session_id: found.report.session_id, depth: 1 });
     expect(apart).toMatchObject({ parent_session_id: null, workspace_id: other });
     expect(elsewhere).toMatchObject({ parent_session_id: named });
+  });
+
+  test("is where the worktree is that one is in, unless a flag or a variable says otherwise", async () => {
+    const { home, mp, folder, workspace_id, project_id } = await place();
+    const second = await mp.out("workspace", "create", "second");
+    const other = await mp.out("project", "create", "other", "--workspace", "second");
+    const aside = await mp.out("project", "create", "aside", "--workspace", "demo");
+    const below = join(folder, "src");
+    mkdirSync(below);
+    const where = async (flags: readonly string[], env: Record<string, string> = {}, cwd = below) => {
+      const words = ["session", "run", ...flags, "--", "sh", "-c", 'echo "$MP_WORKSPACE $MP_PROJECT"'];
+      const { stdout, stderr } = await run(words, { home, cwd, env });
+      return `${stdout}${stderr}`.trim();
+    };
+    expect(await where([])).toBe(`${workspace_id} ${project_id}`);
+    expect(await where([], {}, folder)).toBe(`${workspace_id} ${project_id}`);
+    expect(await where(["--workspace", "second"])).toBe(second);
+    expect(await where([], { MP_WORKSPACE: "second" })).toBe(second);
+    expect(await where([], { MP_WORKSPACE: "second", MP_PROJECT: "other" })).toBe(`${second} ${other}`);
+    expect(await where(["--workspace", "demo"], { MP_WORKSPACE: second, MP_PROJECT: other })).toBe(
+      workspace_id,
+    );
+    expect(await where(["--workspace", "demo", "--project", "aside"])).toBe(`${workspace_id} ${aside}`);
+    expect(await where([], {}, home)).toContain("more than one open workspace");
+  });
+
+  test("a title and an agent's name may be typed with letters in parts", async () => {
+    const { home, mp } = await place();
+    const { report } = await ended(home, ["--title", "Cafe\u0301", "--agent", "Zoe\u0308"], "true");
+    expect(await session(mp, report.session_id)).toMatchObject({
+      title: "Caf\u00e9",
+      agent_name: "Zo\u00eb",
+    });
   });
 
   test("gets stdin, and its output passes byte for byte and is kept as it came", async () => {
@@ -448,7 +481,8 @@ describe("what is refused", () => {
     expect(await mp.refused(2, "session", "run")).toContain("CMD");
     expect(await mp.refused(2, "session", "run", "--write", "--", "true")).toContain("--worktree");
     await mp.out("workspace", "create", "second");
-    expect(await mp.refused(2, "session", "run", "--", "true")).toContain("more than one open workspace");
+    const which = await mp.refused(2, "session", "run", "--", "true");
+    expect(which).toMatch(/more than one open workspace\n.*--workspace NAME, open are 'demo', 'second';/);
     expect(await mp.refused(3, "session", "run", "--worktree", "/", "--", "true")).toContain(
       "mp worktree list",
     );

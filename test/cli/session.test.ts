@@ -98,6 +98,10 @@ describe("commands", () => {
       id,
     ]);
     expect(await inside("report-status", "running", "--session", id)).toEqual([0, id]);
+    expect(await inside("report-status", "waiting")).toEqual([
+      2,
+      expect.stringContaining("error: --waiting-for is missing\n  hint: say what it waits for: approval,"),
+    ]);
     expect(await inside("end", id)).toEqual([
       2,
       expect.stringContaining("must be one of completed, failed, cancelled"),

@@ -64,9 +64,9 @@ describe("arguments", () => {
       "1",
       "1",
     ]);
-    expect(await refused(2, "task", "claim", id, "--session", session, "--stage", "x")).toContain(
-      "either TASK or filter",
-    );
+    expect(
+      await refused(2, "task", "claim", id, "--session", session, "--stage", "x", "--project", "core"),
+    ).toStartWith("error: TASK and --project and --stage exclude each other\n");
     expect(await refused(5, "task", "claim", "--session", session, "--filter-project", "core")).toContain(
       "task.none_ready",
     );

@@ -10,15 +10,15 @@ import { existsSync, statSync } from "node:fs";
 import { type FileHandle, mkdtemp, open, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
-import { connect } from "../client/client.ts";
+import { connect, type Target } from "../client/client.ts";
 import { codeOf, failureOf, unavailable } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
 import { spanOf } from "../kernel/span.ts";
 import { type Args, asking, changing, type Ending, type Values, type Verb, verb } from "./command.ts";
-import { forReading, type Page, queryVerb, type Rows, withoutPosition } from "./domain.ts";
+import { forReading, type Page, queryVerb, type Rows } from "./domain.ts";
 import { INTERRUPTED, TERMINATED } from "./exit.ts";
 import { daemonLink, type Link } from "./link.ts";
-import { idOf } from "./names.ts";
+import { idOf, mayEndId } from "./names.ts";
 import type { Column, Output } from "./output.ts";
 import { usage } from "./parse.ts";
 
@@ -75,9 +75,6 @@ const ofArgs = Object.fromEntries(
   }),
 );
 
-/** The end of an id, where an id is wanted. */
-const TAIL = /^[0-9a-f-]{8,35}$/i;
-
 function listVerb(): Verb {
   return queryVerb("artifact.list", {
     doc: "List artifacts, oldest first: all, or those of one thing.",
@@ -118,7 +115,7 @@ async function linkedTo(
   const within = values.workspace === undefined ? {} : await workspaceOf(link, String(values.workspace));
   if (isProblem(within)) return within;
   if (name !== "linked-to") return idOf(link, name, text, name === "worktree" ? {} : within);
-  if (!TAIL.test(text)) return text;
+  if (!mayEndId(text)) return text;
   for (const kind of ["session", "task", "worktree", "project", "workspace", "board"]) {
     const id = await idOf(link, kind, text);
     if (!isProblem(id) || id.code !== "not_found") return id;
@@ -176,12 +173,7 @@ function getVerb(): Verb {
   return queryVerb("artifact.get", {
     doc: "Show one artifact, what it belongs to, and whether its bytes are in the store.",
     examples: ["mp artifact get 5f0a11c2", "mp artifact get report.html --workspace demo --json"],
-    async show(answer, { out }) {
-      const whole = withoutPosition(answer);
-      if (!out.terminal) await out.record(whole);
-      else await out.print(await drawn(whole, out.colour));
-      return undefined;
-    },
+    draw: (whole, { out }) => drawn(whole, out.colour),
   });
 }
 
@@ -296,7 +288,7 @@ async function upload(values: Values<typeof uploadArgs>, out: Output, signal: Ab
     const { path, digest, size } = source;
     const at = await link.address();
     if (isProblem(at)) return at;
-    const stored = await connect(at).upload(digest, Bun.file(path), { ...timeoutOf(values), signal });
+    const stored = await connect(at).upload(digest, Bun.file(path), { ...timeoutOf(values.timeout), signal });
     if (isProblem(stored)) return changedMeanwhile(stored);
     const name = values.name ?? nameOf(values.file);
     const receipt = await link.send("artifact.register", {
@@ -439,30 +431,58 @@ async function download(
   if (!toOutput && !values.force && existsSync(path)) return thereAlready(path);
   const at = await link.address();
   if (isProblem(at)) return at;
-  const response = await connect(at).download(digest, { ...timeoutOf(values), signal });
-  if (isProblem(response)) return response;
-  const body = response.body ?? new Blob().stream();
-  try {
-    if (toOutput) {
-      const came = await poured(body, (chunk) => out.print(chunk), signal);
-      return out.gone || out.failed || came.digest === digest ? undefined : mismatch(digest, came.digest);
-    }
-    const size = await written(body, path, digest, values.force, signal);
-    if (isProblem(size)) return size;
-    if (out.asJson) await out.json({ ...(artifact_id !== undefined && { artifact_id }), path, digest, size });
-    else await out.said(`wrote ${path}, ${size} bytes`, [path, digest, size]);
-    return undefined;
-  } catch (error) {
-    if (error instanceof Unwritable)
+  const ask = { at, digest, timeout: values.timeout, signal };
+  if (toOutput) return printBytes(ask, out);
+  const size = await received(ask, (body) => written(body, path, digest, values.force, signal)).catch(
+    (error: unknown) => {
+      if (!(error instanceof Unwritable)) throw error;
       return problem("internal", `${path} cannot be written: ${error.message}`, {
         hint: "give another --output, or make room",
       });
+    },
+  );
+  if (isProblem(size)) return size;
+  if (out.asJson) await out.json({ ...(artifact_id !== undefined && { artifact_id }), path, digest, size });
+  else await out.said(`wrote ${path}, ${size} bytes`, [path, digest, size]);
+  return undefined;
+}
+
+/** Which bytes are wanted, and of whom. */
+interface Asked {
+  readonly at: Target;
+  readonly digest: string;
+  /** Milliseconds. */
+  readonly timeout: number | undefined;
+  readonly signal: AbortSignal;
+}
+
+/** Have the bytes of a digest taken as they come. @returns what `take` makes of them; why they did not all come */
+async function received<T>(
+  { at, digest, timeout, signal }: Asked,
+  take: (body: ReadableStream<Uint8Array>) => Promise<T | Problem>,
+): Promise<T | Problem> {
+  const response = await connect(at).download(digest, { ...timeoutOf(timeout), signal });
+  if (isProblem(response)) return response;
+  try {
+    return await take(response.body ?? new Blob().stream());
+  } catch (error) {
+    if (error instanceof Unwritable) throw error;
     if (error instanceof Error && error.name === "TimeoutError")
-      return problem("timeout", `not all of it came within ${spanOf(values.timeout!)}`, {
+      return problem("timeout", `not all of it came within ${spanOf(timeout!)}`, {
         hint: "allow more time with --timeout",
       });
     return unavailable(at, failureOf(error), codeOf(error));
   }
+}
+
+/** Write the bytes of a digest to stdout as they come; a problem when they did not, or were others. */
+export function printBytes(asked: Asked, out: Output): Promise<Problem | undefined> {
+  return received(asked, async (body) => {
+    const came = await poured(body, (chunk) => out.print(chunk), asked.signal);
+    return out.gone || out.failed || came.digest === asked.digest
+      ? undefined
+      : mismatch(asked.digest, came.digest);
+  });
 }
 
 interface Found {
@@ -518,7 +538,7 @@ async function written(
 }
 
 /** Have all of a stream taken, in its order. */
-export async function poured(
+async function poured(
   from: ReadableStream<Uint8Array>,
   to: (chunk: Uint8Array) => Promise<boolean>,
   signal: AbortSignal,
@@ -558,7 +578,7 @@ function thereAlready(path: string): Problem {
   return usage(`the file ${path} is there already`, "give another --output, or --force to replace it");
 }
 
-export function mismatch(digest: string, actual: string): Problem {
+function mismatch(digest: string, actual: string): Problem {
   return problem("conflict", "the bytes that came have another digest", {
     reason: "artifact.digest_mismatch",
     hint: "try again; if it stays so, the file in the daemon's store is damaged",
@@ -586,8 +606,8 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<Endin
   }
 }
 
-function timeoutOf(values: { readonly timeout: number | undefined }) {
-  return values.timeout === undefined ? {} : { timeout_ms: values.timeout };
+function timeoutOf(timeout: number | undefined) {
+  return timeout === undefined ? {} : { timeout_ms: timeout };
 }
 
 function errno(error: unknown): string {

@@ -130,14 +130,14 @@ export interface More<T> {
   /** What a pipe gets, where that is not the usual. */
   readonly pipe?: string;
   readonly examples?: readonly string[];
+  /** What does not go together, or cannot be meant: said here, in the words of the command line. */
+  readonly misfit?: (values: Values, wanted: Wanted) => Problem | undefined;
   /** What happens once the daemon has answered, instead of the usual. */
   readonly show?: (answer: T, context: Answered) => Promise<Ending>;
 }
 
 /** What a command of an aggregate does otherwise. */
 export interface MoreOfCommand extends More<Sent> {
-  /** What does not go together: said here, in the words of the command line. */
-  readonly misfit?: (values: Values, wanted: Wanted) => Problem | undefined;
   /** How it is sent, where once may not do; an exit code when a signal ended it. */
   readonly send?: (payload: Values, context: Answered) => Promise<Sent | Problem | number>;
 }
@@ -146,6 +146,8 @@ export interface MoreOfCommand extends More<Sent> {
 export interface MoreOfQuery extends More<object> {
   /** Make of the flags what those of the payload want to know. */
   readonly given?: (link: Link, values: Values) => Promise<Values | Problem>;
+  /** One thing as a terminal shows it. */
+  readonly draw?: (whole: Values, context: Answered) => Promise<string | Problem>;
   /** What `--json` prints where a flag that is no parameter narrows the answer. */
   readonly document?: (answer: Page, values: Values) => object;
   /** What a terminal shows of the rows of a list, and says below them of those that it does not show. */
@@ -272,6 +274,8 @@ export function queryVerb(type: string, more: MoreOfQuery = {}, from: Surface = 
     more.doc ?? spec.doc,
     { ...wanted.args, ...more.args, ...asking },
     async (values, { out }): Promise<Ending> => {
+      const wrong = more.misfit?.(values, wanted);
+      if (wrong) return wrong;
       const link = daemonLink(values);
       const meant = more.given ? await more.given(link, values) : {};
       if (isProblem(meant)) return meant;
@@ -289,7 +293,11 @@ export function queryVerb(type: string, more: MoreOfQuery = {}, from: Surface = 
         await showPage({ ...page, ...rows }, shape, out);
       } else {
         const whole = withoutPosition(answer);
-        await out.record(whole, out.terminal ? await forReading(kindOf(type), whole) : whole);
+        if (out.terminal && more.draw) {
+          const drawn = await more.draw(whole, context);
+          if (isProblem(drawn)) return drawn;
+          await out.print(drawn);
+        } else await out.record(whole, out.terminal ? await forReading(kindOf(type), whole) : whole);
       }
       return undefined;
     },

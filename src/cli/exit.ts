@@ -52,7 +52,7 @@ const GENERAL: Readonly<Record<string, string>> = {
 };
 
 /** The problem as people read it; `clean` is applied to every part. */
-export function inWords(found: Problem, { path, pointers }: Place, clean: (text: string) => string): string {
+function inWords(found: Problem, { path, pointers }: Place, clean: (text: string) => string): string {
   const places = (found.errors ?? []).map(({ pointer, message }) => ({
     place: pointers[pointer] ?? GENERAL[pointer] ?? nearestPlace(pointer, pointers),
     message: onCommandLine(message, pointer, pointers),

@@ -12,7 +12,7 @@ import { usage } from "./parse.ts";
 
 const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 /** The end of an id: at least as much of it as tables show. */
-const TAIL = /^[0-9a-f-]{8,35}$/;
+const TAIL = /^[0-9a-f-]{8,35}$/i;
 /** Candidates that a refusal lists. */
 const MOST = 10;
 /** Rows that are asked for at a time where an id's end is looked for: as many as a page can have (SPEC §10). */
@@ -48,8 +48,8 @@ export async function idOf(
   const handle = await handleOf(kind);
   const called = await rowsCalled(link, kind, handle, text, within);
   if (isProblem(called)) return called;
-  const tail = text.toLowerCase();
-  const items = called.length === 0 && TAIL.test(tail) ? await rowsEnding(link, kind, tail, within) : called;
+  const items =
+    called.length === 0 && mayEndId(text) ? await rowsEnding(link, kind, text.toLowerCase(), within) : called;
   if (isProblem(items)) return items;
   const [only] = items;
   if (items.length === 1 && only) return String(only[`${kind}_id`]);
@@ -115,7 +115,10 @@ export function namesOf(workspaces: readonly { readonly name: string }[]): strin
 function rowsOf(answer: object | Problem, kind: string, text: string): readonly Row[] | Problem {
   if (!isProblem(answer)) return (answer as { items: readonly Row[] }).items;
   return answer.code === "invalid_schema"
-    ? usage(`'${text}' is neither the id nor the name of a ${kind}`, ID_HINT)
+    ? usage(
+        `'${text}' is neither the id nor the name of a ${kind}`,
+        `${ID_HINT}; a name has 1–128 characters and no control characters`,
+      )
     : answer;
 }
 
@@ -138,7 +141,7 @@ async function rowsEnding(
 }
 
 function unknown(kind: string, handle: Handle, text: string): Problem {
-  if (handle === "nothing" && !TAIL.test(text.toLowerCase()))
+  if (handle === "nothing" && !mayEndId(text))
     return usage(`'${text}' is not the id of a ${kind}`, `${ID_HINT}; list them with 'mp ${kind} list'`);
   const called = handle === "nothing" ? "whose id ends in" : handle === "path" ? "at" : "named";
   return problem("not_found", `there is no ${kind} ${called} '${text}'`, {
@@ -163,14 +166,18 @@ function ambiguous(kind: string, handle: Handle, text: string, items: readonly R
   });
 }
 
+/** Can a text be the end of an id, rather than a whole one? */
+export function mayEndId(text: string): boolean {
+  return TAIL.test(text);
+}
+
 /** What looks like an id in lower case, as ids are compared; some programs write them in capitals. */
 export function idLike(text: string): string {
   const id = text.toLowerCase();
   return ID.test(id) ? id : text;
 }
 
-const ID_HINT =
-  "an id is a UUIDv7, or its last eight digits; a name has 1–128 characters and no control characters";
+const ID_HINT = "an id is a UUIDv7, or its last eight digits";
 
 /** What tells one candidate from another: the ids of what it is in. */
 function parentOf(item: Row, kind: string) {

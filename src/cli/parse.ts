@@ -33,12 +33,7 @@ interface Named {
  *   not set
  * @returns the values, or `invalid_schema` about the first thing that is wrong
  */
-export async function parse(
-  argv: readonly string[],
-  args: Args,
-  path: string,
-  env: Environment,
-): Promise<Parsed | Problem> {
+export function parse(argv: readonly string[], args: Args, path: string, env: Environment): Parsed | Problem {
   const values: Record<string, unknown> = {};
   const help = `see '${path} --help'`;
   const read = readFlags(argv, args, values, help);
@@ -185,9 +180,9 @@ function readEnvironment(
 function unknownFlag(typed: string, args: Args, help: string): Problem {
   const known = Object.entries(args).flatMap(([name, arg]) => (isOnlyWords(arg) ? [] : [name]));
   // Without the dashes, which would count as letters that are right.
-  const near = nearest(typed.replace(/^-+/, ""), known)
-    .map((name) => `--${name}`)
-    .join(" or ");
+  const bare = typed.replace(/^-+/, "");
+  const begun = known.filter((name) => name.startsWith(`${bare}-`));
+  const near = (begun.length > 0 ? begun : nearest(bare, known)).map((name) => `--${name}`).join(" or ");
   return usage(`unknown flag ${typed}`, near === "" ? help : `did you mean ${near}? ${help}`);
 }
 

@@ -20,6 +20,9 @@ export interface How {
   readonly start?: boolean;
 }
 
+/** As long as nothing runs, a daemon that is not there is started. */
+export const START: How = { start: true };
+
 /** A pause between two tries, in milliseconds. */
 const AGAIN_MS = 250;
 
@@ -50,7 +53,7 @@ export class Asker {
 
   /** A link for what goes before the session: it starts a daemon when need be. */
   link() {
-    return this.#link({ start: true });
+    return this.#link(START);
   }
 
   /** Carry out a command; a lost answer is asked for again under the same key, for as long as the try may take. */

@@ -7,13 +7,12 @@
 import type { TailFilter } from "../client/tail.ts";
 import type { Event } from "../kernel/aggregate.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import type { Asker } from "./run-asker.ts";
+import { type Asker, START } from "./run-asker.ts";
 import type { Place } from "./run-place.ts";
 import { surface } from "./surface.ts";
 import { mayFree, type Wish } from "./waiting.ts";
 
-/** As long as nothing runs, a daemon that is not there is started. */
-export const START = { start: true } as const;
+/** What one run needs: whether it is there, and what to listen to until it is. */
 export class Needs {
   constructor(
     readonly asker: Asker,

@@ -3,8 +3,8 @@
  *
  * Always holds: nothing is started before everything that was asked for is held; the session's end is told with what really
  * came of the child; the exit code is the child's. In order: where (run-place.ts), wait (run-needs.ts), take (run-take.ts),
- * keep (run-leases.ts), run (run-child.ts), tell (run-end.ts). A kill -9 of this program leaves the child running: its leases run out, and its
- * epochs are stale from then on.
+ * keep (run-leases.ts), run (run-child.ts), tell (run-end.ts). A kill -9 of this program leaves the child running: its leases
+ * run out, and its epochs are stale from then on.
  */
 import { constants as os } from "node:os";
 import { basename } from "node:path";
@@ -13,11 +13,11 @@ import type { Ending } from "./command.ts";
 import type { Sent } from "./link.ts";
 import { isTerminal, note } from "./output.ts";
 import type { RunValues } from "./run.ts";
-import { Asker, aborted } from "./run-asker.ts";
+import { Asker, aborted, START } from "./run-asker.ts";
 import { type Child, type Ended, startChild } from "./run-child.ts";
 import { endingSignals, Telling, type Verdict, verdictOf } from "./run-end.ts";
 import { type Lease, Leases, type Loss } from "./run-leases.ts";
-import { Needs, START } from "./run-needs.ts";
+import { Needs } from "./run-needs.ts";
 import { findPlace, misfit, type Place } from "./run-place.ts";
 import { Spool } from "./run-spool.ts";
 import { take } from "./run-take.ts";

@@ -7,9 +7,9 @@
  */
 import { sessionVariables } from "../daemon/variables.ts";
 import { isProblem, type Problem } from "../kernel/problems.ts";
-import type { Asker } from "./run-asker.ts";
+import { type Asker, START } from "./run-asker.ts";
 import type { Lease, Leases } from "./run-leases.ts";
-import { type Needs, START } from "./run-needs.ts";
+import type { Needs } from "./run-needs.ts";
 import { isPassing, type Waiting } from "./waiting.ts";
 
 /** What takes, and for whom. */

@@ -73,7 +73,7 @@ async function locate(argv: readonly string[]): Promise<Located | Problem> {
         declared: await verbs.version!.load(),
         rest: argv.filter((word) => word !== "--version" && word !== "-V"),
       };
-    const wrong = await parse(argv, before, "mp", {});
+    const wrong = parse(argv, before, "mp", {});
     return isProblem(wrong) ? wrong : usage("a noun is missing", "see 'mp --help'");
   }
   if (first === "help") return aboutHelp(second, without(1));
@@ -106,7 +106,7 @@ async function aboutHelp(what: string | undefined, rest: readonly string[]): Pro
   const topic = topics.find((each) => each === what);
   if (topic) {
     const words = { topic: { type: "positional", description: "" }, ...everywhere } as const;
-    const wrong = await parse(rest, words, "mp help", {});
+    const wrong = parse(rest, words, "mp help", {});
     return isProblem(wrong)
       ? wrong
       : { path: `mp help ${topic}`, rest: [], help: (out) => topicHelp(topic, out) };
@@ -139,7 +139,7 @@ function helpOr(found: Located & { readonly declared: Verb }, wantsHelp: boolean
 
 async function run({ path, declared, rest, help }: Located, out: Output, env: Environment): Promise<Ending> {
   if (help) return help(out);
-  const values = await parse(rest, argsOf(declared!), path, env);
+  const values = parse(rest, argsOf(declared!), path, env);
   if (isProblem(values)) return values;
   const context: Context = { out, path };
   return declared!.run!({

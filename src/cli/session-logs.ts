@@ -4,10 +4,8 @@
  * Always holds: stdout gets those bytes and nothing else. Where there are none it says why; it waits for nothing: the output
  * becomes an artifact when the command has ended.
  */
-import { connect } from "../client/client.ts";
-import { codeOf, failureOf, unavailable } from "../client/transport.ts";
 import { isProblem, type Problem, problem } from "../kernel/problems.ts";
-import { interruptible, mismatch, poured } from "./artifact.ts";
+import { interruptible, printBytes } from "./artifact.ts";
 import type { Ending } from "./command.ts";
 import { daemonLink } from "./link.ts";
 import type { Output } from "./output.ts";
@@ -46,21 +44,13 @@ async function logs(values: Values, wanted: Wanted, out: Output, signal: AbortSi
   const at = await link.address();
   if (isProblem(at)) return at;
   for (const { digest } of items) {
-    const response = await connect(at).download(digest, { ...timeoutOf(values), signal });
-    if (isProblem(response)) return response;
-    try {
-      const came = await poured(response.body ?? new Blob().stream(), (chunk) => out.print(chunk), signal);
-      if (out.gone || out.failed) return undefined;
-      if (came.digest !== digest) return mismatch(digest, came.digest);
-    } catch (error) {
-      return unavailable(at, failureOf(error), codeOf(error));
-    }
+    const wrong = await printBytes(
+      { at, digest, timeout: values.timeout as number | undefined, signal },
+      out,
+    );
+    if (wrong || out.gone || out.failed) return wrong;
   }
   return undefined;
-}
-
-function timeoutOf({ timeout }: Values) {
-  return typeof timeout === "number" ? { timeout_ms: timeout } : {};
 }
 
 const LIVE = new Set(["starting", "running", "idle", "waiting"]);

@@ -6,7 +6,7 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import { asking, type Verb, verb } from "./command.ts";
-import { commandVerb, forReading, type Page, queryVerb, sayBelow, withoutPosition } from "./domain.ts";
+import { commandVerb, forReading, type Page, queryVerb, sayBelow } from "./domain.ts";
 import type { Link } from "./link.ts";
 import { type Column, note, type Output } from "./output.ts";
 import { usage } from "./parse.ts";
@@ -76,8 +76,12 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
           },
           live: { type: "boolean", description: "only those that are there, and those above them" },
         },
-        document: (answer, { live }) =>
-          live ? { ...answer, items: livePart(answer.items as unknown as readonly Row[]) } : answer,
+        misfit: ({ depth }) =>
+          depth === 0 ? usage("--depth must be 1 or more", "leave it out to see all levels") : undefined,
+        document(answer, { live, depth }) {
+          const all = answer.items as unknown as readonly Row[];
+          return { ...answer, items: upTo(depth, live ? livePart(all) : all) };
+        },
         notes: [
           "Without ROOT: every tree, oldest first, also what has ended; --live leaves out what has ended or is lost.",
           "The worst status is that of the worst of all below, also of those that are not shown, from best to worst:",
@@ -92,11 +96,9 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
         ],
         async show(answer, { values, out }) {
           const { items, next } = answer as Page;
-          const levels = values.depth as number | undefined;
-          if (levels === 0) return usage("--depth must be 1 or more", "leave it out to see all levels");
           const all = items as unknown as readonly Row[];
           const kept = values.live ? livePart(all) : all;
-          await show(kept, levels ?? Number.POSITIVE_INFINITY, out);
+          await show(kept, values.depth, out);
           await sayBelow(ofOver(all, all.length - kept.length, values.live === true), out);
           if (next !== null) await note(`there are more: --cursor ${next}`);
           return undefined;
@@ -117,17 +119,7 @@ export function sessionVerbs(): Readonly<Record<string, Verb>> {
       return queryVerb("session.get", {
         doc: "Show one session: how it is, what it holds, and what it has made.",
         examples: ["mp session get 7f45e807", "mp session get SESSION --json | jq .expires_at"],
-        async show(answer, { link, out }) {
-          const whole = withoutPosition(answer);
-          if (!out.terminal) {
-            await out.record(whole);
-            return undefined;
-          }
-          const drawn = await drawnOne(whole as unknown as Session, link, out.colour);
-          if (typeof drawn !== "string") return drawn;
-          await out.print(drawn);
-          return undefined;
-        },
+        draw: (whole, { link, out }) => drawnOne(whole as unknown as Session, link, out.colour),
       });
     },
   };
@@ -144,6 +136,12 @@ function livePart<R extends { readonly status: string; readonly depth: number }>
     above = row.depth - 1;
   }
   return kept.reverse();
+}
+
+/** Of the rows of a tree so many levels, all where it is not said how many. */
+function upTo<R extends { readonly depth: number }>(levels: unknown, rows: readonly R[]): readonly R[] {
+  const first = rows[0]?.depth ?? 0;
+  return typeof levels === "number" ? rows.filter(({ depth }) => depth - first < levels) : rows;
 }
 
 /** What is said below sessions about those that are over. */
@@ -220,34 +218,20 @@ function logsVerb(): Verb {
   );
 }
 
-async function show(rows: readonly Row[], levels: number, out: Output): Promise<void> {
-  const first = rows[0]?.depth ?? 0;
+async function show(rows: readonly Row[], levels: unknown, out: Output): Promise<void> {
   const below = belowOf(rows);
-  const kept = rows
-    .map((row, at) => ({ ...row, below: below[at]! }))
-    .filter(({ depth }) => depth - first < levels);
-  if (!out.terminal || rows.length === 0) {
-    await out.table(kept, {
-      columns: COLUMNS,
-      empty: "no session matches",
-    });
-    return;
-  }
-  await out.print(await drawn(kept, first + levels - 1, out));
+  const all = rows.map((row, at) => ({ ...row, below: below[at]! }));
+  const kept = upTo(levels, all);
+  if (!out.terminal || rows.length === 0)
+    await out.table(kept, { columns: COLUMNS, empty: "no session matches" });
+  else await out.print(await drawn(kept, out));
 }
 
-/**
- * The tree as lines: branches, mark and name; state; age; id; what is hidden below.
- * @param last the depth that nothing is shown below of
- */
-async function drawn(
-  rows: readonly (Row & { readonly below: number })[],
-  last: number,
-  out: Output,
-): Promise<string> {
+/** The tree as lines: branches, mark and name; state; age; id; what is hidden below. */
+async function drawn(rows: readonly (Row & { readonly below: number })[], out: Output): Promise<string> {
   const { ago, cut, mood, pad, paint, shortId, visible, width } = await import("./terminal.ts");
   const colours = paint(out.colour);
-  const lines = rows.map((row) => {
+  const lines = rows.map((row, at) => {
     const { status, waiting_for, title, agent_name, depth, below, worst_status, updated_at } = row;
     const isWorse = SEVERITY.indexOf(worst_status ?? "") > SEVERITY.indexOf(status);
     const agent = visible(agent_name);
@@ -258,7 +242,7 @@ async function drawn(
       age: ago(updated_at),
       fork: row.forked_from_session_id === null ? "" : `fork of ${shortId(row.forked_from_session_id)}`,
       more:
-        depth === last && below > 0
+        below > 0 && rows[at + 1]?.depth !== depth + 1
           ? `+ ${below} below, worst ${worst_status}`
           : isWorse
             ? `worst ${worst_status}`

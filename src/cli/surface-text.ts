@@ -7,7 +7,7 @@ import { buildRegistry } from "../kernel/registry.ts";
 import { Id, Name, Path, Time } from "../kernel/schema.ts";
 import { system } from "../kernel/system.ts";
 
-/** The surface: JSON for each command and query by type, without the type itself. */
+/** The surface: JSON for each command and query, by type. */
 export function surfaceTexts() {
   const { commands, queries, reasons } = buildRegistry(aggregates, system);
   const texts = <E>(entries: ReadonlyMap<string, E>, said: (entry: E) => object): Record<string, string> =>

@@ -18,7 +18,6 @@ export interface Plain {
   readonly description?: string;
   readonly pattern?: string;
   readonly minimum?: number;
-  readonly maximum?: number;
 }
 
 /** The parts of a registry that verbs, their arguments and their help are made of. */
@@ -28,8 +27,7 @@ export interface Surface {
   readonly queries: ReadonlyMap<string, QuerySurface>;
   readonly reasons: ReadonlyMap<string, Reason>;
 }
-export interface CommandSurface {
-  readonly type: string;
+interface CommandSurface {
   readonly spec: {
     readonly doc: string;
     readonly payload: Plain;
@@ -38,8 +36,7 @@ export interface CommandSurface {
     readonly result: Plain;
   };
 }
-export interface QuerySurface {
-  readonly type: string;
+interface QuerySurface {
   /** Of the rows of a list only the names of the members are here, of other answers nothing. */
   readonly spec: { readonly doc: string; readonly answer: Plain };
   readonly params: Plain;
@@ -56,14 +53,12 @@ export function surface(): Surface {
 function read({ kinds, commands, queries, reasons }: ReturnType<typeof surfaceTexts>): Surface {
   return {
     aggregates: kinds.map((kind) => ({ kind })),
-    commands: entries<CommandSurface>(commands, (type, whole) => ({
-      type,
+    commands: entries<CommandSurface>(commands, (whole) => ({
       get spec() {
         return whole().spec;
       },
     })),
-    queries: entries<QuerySurface>(queries, (type, whole) => ({
-      type,
+    queries: entries<QuerySurface>(queries, (whole) => ({
       get spec() {
         return whole().spec;
       },
@@ -80,7 +75,7 @@ function read({ kinds, commands, queries, reasons }: ReturnType<typeof surfaceTe
 /** A verb needs a few entries of many, so the text of each is read when it is looked at. */
 function entries<E>(
   texts: Readonly<Record<string, string>>,
-  entry: (type: string, whole: () => E) => E,
+  entry: (whole: () => E) => E,
 ): ReadonlyMap<string, E> {
   return new Map(
     Object.entries(texts).map(([type, text]) => {
@@ -89,7 +84,7 @@ function entries<E>(
         value ??= JSON.parse(text) as E;
         return value;
       };
-      return [type, entry(type, whole)];
+      return [type, entry(whole)];
     }),
   );
 }

@@ -5,9 +5,9 @@
  */
 import { isProblem, type Problem } from "../kernel/problems.ts";
 import type { Verb } from "./command.ts";
-import { commandVerb, type Page, queryVerb, withoutPosition } from "./domain.ts";
+import { commandVerb, forReading, type Page, queryVerb } from "./domain.ts";
 import type { Link } from "./link.ts";
-import { type Column, note, type Output } from "./output.ts";
+import { type Column, note } from "./output.ts";
 import { usage } from "./parse.ts";
 import type { Values } from "./payload.ts";
 import { sendOnceFree, type Wish, waitArg } from "./waiting.ts";
@@ -101,9 +101,6 @@ function readyVerb(): Verb {
 
 /** `task.get`, as far as it is drawn in its own way. */
 interface Task {
-  readonly task_id: string;
-  readonly title: string;
-  readonly body: string | null;
   readonly status: string;
   readonly priority: number;
   readonly attempt: number;
@@ -119,7 +116,7 @@ interface Task {
 
 /** What the record of a task leaves out: told elsewhere in it, or bookkeeping. */
 const ELSEWHERE = new Set([
-  ...["max_attempts", "claim_session_id", "claim_epoch", "unmet", "version"],
+  ...["max_attempts", "claim_session_id", "claim_epoch", "unmet"],
   ...["dependency_count", "dependent_count", "why", "dependencies", "dependents", "attempts"],
 ]);
 
@@ -142,32 +139,21 @@ function getVerb(): Verb {
   return queryVerb("task.get", {
     doc: "Show one task: who has it, what it waits for, and what came of each attempt.",
     examples: ["mp task get 5f0a11c2", "mp task get TASK --json | jq .why"],
-    async show(answer, { out }) {
-      const whole = withoutPosition(answer);
-      if (!out.terminal) {
-        await out.record(whole);
-        return undefined;
-      }
-      await out.print(await drawn(whole as unknown as Task, out));
-      return undefined;
-    },
+    draw: (whole, { out }) => drawn(whole as unknown as Task, out.colour),
   });
 }
 
-async function drawn(task: Task, { colour }: Output): Promise<string> {
-  const { drawPart, drawRecord, localTime, paint, safe, shortId } = await import("./terminal.ts");
-  const { title, status, priority, attempt, max_attempts, claim, why } = task;
-  const told = Object.entries(task).filter(([name, value]) => value !== null && !ELSEWHERE.has(name));
-  const record = {
-    title,
-    status,
+async function drawn(task: Task, colour: boolean): Promise<string> {
+  const { drawPart, drawRecord, localTime, paint, safe, shortId, timeAndAge } = await import("./terminal.ts");
+  const { status, priority, attempt, max_attempts, claim, why } = task;
+  const told = Object.entries(task).filter(([name]) => !ELSEWHERE.has(name));
+  const record = await forReading("task", {
     ...Object.fromEntries(told),
     priority: `P${priority}`,
     attempt: `${attempt} of ${max_attempts}`,
-    ...(claim && {
-      claim: `session ${claim.session_id}, epoch ${claim.epoch}, until ${localTime(claim.expires_at)}`,
-    }),
-  };
+    claim:
+      claim && `session ${claim.session_id}, epoch ${claim.epoch}, until ${timeAndAge(claim.expires_at)}`,
+  });
   const sentences = why.map(({ detail, task_id }) => {
     const said = detail.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (wire) => localTime(wire));
     return `  ${safe(said)}${task_id === undefined ? "" : ` (${shortId(task_id)})`}\n`;

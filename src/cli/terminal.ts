@@ -6,6 +6,7 @@
  */
 import Table from "cli-table3";
 import picocolors from "picocolors";
+import { UNITS } from "../kernel/span.ts";
 import { type Column, plain } from "./output.ts";
 
 type Row = Readonly<Record<string, unknown>>;
@@ -96,14 +97,6 @@ export function size(bytes: number): string {
   if (bytes < 1 << 10) return `${bytes} B`;
   return bytes < 1 << 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(1)} MiB`;
 }
-
-const UNITS = [
-  [86_400_000, "d"],
-  [3_600_000, "h"],
-  [60_000, "m"],
-  [1_000, "s"],
-  [1, "ms"],
-] as const;
 
 /** A length of time in its largest units, as many of them as are asked for, from the largest that it has. */
 function inUnits(ms: number, most: number): string {

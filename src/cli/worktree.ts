@@ -132,12 +132,7 @@ function getVerb(): Verb {
   return queryVerb("worktree.get", {
     doc: "Show one worktree: what git says of it, who is attached to it and who writes.",
     examples: ["mp worktree get ../core-fix", "mp worktree get . --json | jq .writer"],
-    async show(answer, { out }) {
-      const whole = withoutPosition(answer);
-      if (!out.terminal) await out.record(whole);
-      else await out.print(await drawn(whole as unknown as Whole, out.colour));
-      return undefined;
-    },
+    draw: (whole, { out }) => drawn(whole as unknown as Whole, out.colour),
   });
 }
 

@@ -4,7 +4,8 @@
  * Two units at most, the smaller one rounded down: a wait is never told longer than it is.
  */
 
-const UNITS = [
+/** From the largest to the smallest, in milliseconds. */
+export const UNITS = [
   [86_400_000, "d"],
   [3_600_000, "h"],
   [60_000, "m"],

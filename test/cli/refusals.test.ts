@@ -30,6 +30,7 @@ describe("the command line itself: exit code 2", () => {
     [["workspace", "create", ""], "NAME is empty"],
     [["workspace", "create", "a", "b"], "unexpected argument 'b'"],
     [["workspace", "create", "a", "--root-pth", "."], "did you mean --root-path?"],
+    [["session", "spawn", "--parent", "x"], "did you mean --parent-session?"],
     [["workspace", "create", "a", "--root-path"], "--root-path needs a value"],
     [["workspace", "create", "a", "--root-path="], "--root-path needs a value"],
     [["workspace", "create", "a", "--key", "x", "--key", "y"], "--key is given twice"],
@@ -65,7 +66,7 @@ describe("the command line itself: exit code 2", () => {
       "--ttl-ms must be at most 24h",
     ],
     [
-      ["session", "report-status", ID, "waiting"],
+      ["session", "report-status", ID, "idle", "--waiting-for", "approval"],
       "the request must have --waiting-for if the status is waiting",
     ],
     [["project", "create", "x", "--workspace"], "--workspace needs a value"],

@@ -203,7 +203,12 @@ describe("session tree", () => {
     const one = lines(await plainly(["session", "tree", top, "--depth", "1"]));
     expect(one).toHaveLength(1);
     expect(one[0]).toEndWith("+ 3 below, worst waiting");
+    const told = await json<{ items: { session_id: string }[] }>("session", "tree", top, "--depth", "1");
+    expect(told.items.map(({ session_id }) => session_id)).toEqual([top]);
     expect(await refused(2, "session", "tree", "--depth", "0")).toContain("--depth");
+    expect(JSON.parse(await refused(2, "session", "tree", "--depth", "0", "--json")).code).toBe(
+      "invalid_schema",
+    );
   });
 
   test("fits a narrow terminal, and what is deep is told by a number", async () => {

@@ -153,7 +153,9 @@ describe("the queue", () => {
     expect(waits).toMatch(/depends on\nSTATUS +TITLE +ID\nqueued +first +/);
     await out("task", "claim", first, "--session", session);
     const claimed = await plainly("task", "get", first);
-    expect(claimed).toMatch(new RegExp(`claim +session ${session}, epoch 1, until \\d{4}-`));
+    expect(claimed).toMatch(
+      new RegExp(`claim +session ${session}, epoch 1, until \\d{4}-.* \\(in \\w+\\)\n`),
+    );
     expect(claimed).toMatch(/attempt +1 of 3\n/);
     expect(claimed).not.toContain("why it cannot be claimed");
     await out("task", "release", first, "--epoch", "1");

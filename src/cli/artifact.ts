@@ -185,7 +185,11 @@ async function drawn(whole: Readonly<Record<string, unknown>>, colour: boolean):
     size,
     ...others,
     bytes: stored ? "in the store" : "gone",
-    kept: typeof expire_after_ms === "number" ? `for ${span(expire_after_ms)}` : "until they are expired",
+    kept: !stored
+      ? null
+      : typeof expire_after_ms === "number"
+        ? `for ${span(expire_after_ms)}`
+        : "until they are expired",
   });
   const all = nearestFirst(links as readonly (Linked & Readonly<Record<string, unknown>>)[]);
   return `${drawRecord(record, colour)}${drawPart("belongs to", all, colour, LINKS)}`;

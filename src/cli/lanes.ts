@@ -102,7 +102,7 @@ export async function nodeOf(
   if (found.size === 1) return only;
   return found.size === 0
     ? problem("not_found", `nothing on the board is '${text}'`, {
-        hint: "'mp board show BOARD' shows what is on it, with the end of each id",
+        hint: `'mp board show ${board_id}' shows what is on it, with the end of each id`,
         details: { board_id },
       })
     : usage(

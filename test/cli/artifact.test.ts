@@ -233,6 +233,9 @@ describe("download", () => {
     const { name, artifact_id } = await uploaded();
     await mp.out("artifact", "expire", artifact_id);
     expect(await mp.refused(5, "artifact", "download", name)).toContain("artifact.bytes_expired");
+    const { shown } = await atTerminal(["artifact", "get", name], { home, env: { NO_COLOR: "1" } });
+    expect(shown).toMatch(/\nbytes +gone\n/);
+    expect(shown).not.toContain("kept");
     expect(await mp.refused(3, "artifact", "download", digestOf("nobody has this"))).toContain("upload");
     expect(await mp.refused(3, "artifact", "download", "no-such-thing")).toContain("mp artifact list");
     const nowhere = join(folder, "no", "such", "folder");

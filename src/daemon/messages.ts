@@ -67,6 +67,8 @@ export function encodeMessage(message: FromWriter): string {
     head,
     refused,
   });
+  // One that has no lines must not look like JSON alone.
+  if (lines.length === 1) lines.push("");
   return lines.join("\n");
 }
 

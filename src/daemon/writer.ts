@@ -1,7 +1,7 @@
 /**
  * The writer thread: the only write connection of the process (SPEC §7, rule 6; §11).
  *
- * It takes batches from the front (queue.ts), runs each in one transaction (kernel/execute.ts), and answers after the
+ * It runs what has come from the front (queue.ts) in one transaction (kernel/execute.ts), and answers after the
  * commit is durable; whatever queued up meanwhile is the next batch. Between batches it goes on with
  * rebuilds in short steps and moves the WAL into the database. It knows no socket and no caller.
  */
@@ -29,8 +29,12 @@ const WAL_ALARM_BYTES = 256 << 20;
 const LONGEST_MS = 60_000;
 /** How long the timer waits after the disk refused what it had to write. */
 const REFUSED_MS = 1_000;
-/** So long nothing ran, or one piece of work kept everything else waiting: nobody could renew meanwhile. */
+/** So long nothing ran that should have: the machine slept or the process was stopped, and nobody could renew. */
 const LATE_MS = 1_000;
+/** So long no piece of work takes, however slow the disk: the machine slept in the middle of it. */
+const ASLEEP_MS = 10_000;
+/** How long renewals that were kept waiting by a slow piece of work have to be read. */
+const READ_MS = 100;
 /** A page with its header, as the WAL holds it. */
 const FRAME_BYTES = 4_096 + 24;
 
@@ -147,8 +151,10 @@ function writerOn(db: Database, start_id: string) {
   let rings = 0;
   /** When this thread was last at work. */
   let active = systemClock.now();
-  /** Holders could not renew for a while, and each is still owed one whole ttl before any lease ends (SPEC §8). */
+  /** Holders could not renew, and the disk refused to give each one whole ttl for it: none ends before that (SPEC §8). */
   let owed = executor.grace() !== undefined;
+  /** Leases that have run out were left for the next batch to renew. */
+  let put_off = false;
   /** Set the one timer to when the next lease ends, but not sooner than in so many milliseconds. */
   function arm(soonest = 0) {
     const end = executor.nextEnd();
@@ -164,6 +170,7 @@ function writerOn(db: Database, start_id: string) {
     noticeGap();
     clearTimeout(timer);
     timer = undefined;
+    put_off = false;
     if (owed) owed = executor.grace() !== undefined;
     const committed = owed ? undefined : executor.expire();
     // Nobody has asked for it.
@@ -174,21 +181,30 @@ function writerOn(db: Database, start_id: string) {
     active = systemClock.now();
     tidy();
   }
-  /** The machine slept or this process was stopped, if the timer should have rung long ago; or the clock was set back. */
+  /** The timer should have rung long ago and nothing was done since, or the clock was set back: everybody gets a whole ttl. */
   function noticeGap() {
     const now = systemClock.now();
-    if (timer !== undefined && now - Math.max(rings, active) > LATE_MS) owed = true;
-    if (active - now > LATE_MS) owed = true;
+    const slept = timer !== undefined && now - Math.max(rings, active) > LATE_MS;
+    if (slept || active - now > LATE_MS) owed = executor.grace() !== undefined;
+    active = now;
   }
   /** Do what the front asks, then see to the leases: its messages may come so fast that the timer never rings. */
   function asked(work: () => void) {
     noticeGap();
-    const began = systemClock.now();
+    const began = active;
     work();
     active = systemClock.now();
-    if (active - began > LATE_MS) owed = true;
+    if (active - began > ASLEEP_MS) owed = executor.grace() !== undefined;
     arm();
-    if (timer !== undefined && rings <= active) rang();
+    if (timer !== undefined && rings <= active) {
+      // Renewals that came meanwhile are in the next batch. Only once: a disk that stays so slow ends leases too.
+      if (active - began > LATE_MS && !put_off) {
+        put_off = true;
+        clearTimeout(timer);
+        rings = active + READ_MS;
+        timer = setTimeout(guarded, READ_MS, rang);
+      } else rang();
+    }
     tidy();
   }
   arm(owed ? REFUSED_MS : 0);

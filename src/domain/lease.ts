@@ -22,9 +22,12 @@ export function ttl(what: string) {
   });
 }
 
-/** The schema of a ttl that a command asks for: the same values as `ttl`, told as people do. */
-export function askedTtl(what: string) {
-  const description = `how long ${what}, 1s to 24h; 5m when absent`;
+/**
+ * The schema of a ttl that a command asks for: the same values as `ttl`, told as people do.
+ * @param absent what it is when it is not given
+ */
+export function askedTtl(what: string, absent = "5m") {
+  const description = `how long ${what}, 1s to 24h; ${absent} when absent`;
   return Type.Optional(Type.Integer({ minimum: SHORTEST_TTL_MS, maximum: LONGEST_TTL_MS, description }));
 }
 

@@ -305,7 +305,10 @@ export const session = aggregate("session", { status: "starting", epoch: 0, ttl_
       { creates: true, result: Leased },
     ),
     resume: command(
-      { session_id: field(Id, "the session that was lost"), ttl_ms: AskedTtl },
+      {
+        session_id: field(Id, "the session that was lost"),
+        ttl_ms: askedTtl("it lives without a heartbeat", "as long as before"),
+      },
       "Take up a lost session again: it and what it still holds get new epochs, those before are void.",
       { result: Leased },
     ),

@@ -1,7 +1,8 @@
 /**
  * The order of the queue of tasks (SPEC §8): by priority, then by age; who stands in it has nothing to wait for but its time.
  *
- * Always holds: whose turn it is costs a few looks into an index, however long the queue is. Part of task.ts.
+ * Always holds: whose turn it is costs a few looks into an index, however long the queue is, as long as few tasks of archived
+ * projects stand in front. Part of task.ts.
  */
 import type { Find, Read } from "../kernel/aggregate.ts";
 import { LEAST_URGENT, type Queued } from "./task-rows.ts";
@@ -9,73 +10,82 @@ import { LEAST_URGENT, type Queued } from "./task-rows.ts";
 /** A part of the queue that one index holds in order. */
 export type Part = Partial<Pick<Queued, "workspace_id" | "project_id" | "parent_task_id" | "stage">>;
 
-/** Whose turn it is in a part of the queue. */
-export function foremost(find: Find, part: Part, at: string): Queued | undefined {
-  for (let from = 0; ; ) {
-    const head = find.all("task_queue", { ...part, priority: { from } }, { limit: 1 })[0];
-    if (!head) return undefined;
-    const { priority, timed } = head;
-    const other = timed ? head : find.all("task_queue", { ...part, priority, timed: 1 }, { limit: 1 })[0];
-    const due = other && other.since <= at ? other : undefined;
-    if (!timed) return due && precedes(due, head) ? due : head;
-    if (due) return due;
-    from = priority + 1;
-  }
-}
-
-/** When the next task of a part of the queue becomes ready by nothing but its time; null when none does. */
-export function nextTime(find: Pick<Find, "all">, part: Part, at: string): string | null {
-  let next: string | null = null;
-  for (let priority = 0; priority <= LEAST_URGENT; priority++) {
-    const head = find.all(
-      "task_queue",
-      { ...part, priority, timed: 1, since: { above: at } },
-      { limit: 1 },
-    )[0];
-    if (head && (next === null || head.since < next)) next = head.since;
-  }
-  return next;
-}
-
 /** Whether one stands before another in the queue. */
 function precedes(one: Queued, other: Queued): boolean {
   if (one.priority !== other.priority) return one.priority < other.priority;
   return one.since === other.since ? one.task_id < other.task_id : one.since < other.since;
 }
 
-/** Whose turn it is in a workspace, where an archived project's tasks stand in the queue but are nobody's work. */
-export function foremostOf(
-  find: Find,
-  workspace_id: string,
-  part: Part,
-  at: string,
-): ReturnType<typeof foremost> {
-  const found = foremost(find, { workspace_id, ...part }, at);
-  if (!found || find.one("projects", { project_id: found.project_id })?.status === "active") return found;
-  return activeProjects(find, workspace_id)
-    .flatMap((project_id) => foremost(find, { project_id, ...part }, at) ?? [])
+/** What keeps the work of a project from being begun, if anything does. Its tasks stand in the queue all the same. */
+export function closedBy(
+  find: Pick<Find, "one">,
+  project_id: string,
+): "project_archived" | "workspace_closed" | undefined {
+  const project = find.one("projects", { project_id })!;
+  if (project.status === "archived") return "project_archived";
+  const workspace = find.one("workspaces", { workspace_id: project.workspace_id })!;
+  return workspace.status === "closed" ? "workspace_closed" : undefined;
+}
+
+/** So many tasks of closed projects are passed over; where more stand in front, one looks project by project. */
+const MOST_PASSED = 1_000;
+
+type Line = { readonly priority: number; readonly timed: 0 | 1; readonly since?: object };
+
+/** The first of one line of a part of the queue whose project is open. */
+function head(find: Pick<Find, "one" | "all">, part: Part, line: Line): Queued | undefined {
+  const isOpen = ({ project_id }: { readonly project_id: string }) =>
+    closedBy(find, project_id) === undefined;
+  for (const limit of [1, MOST_PASSED]) {
+    const rows = find.all("task_queue", { ...part, ...line }, { limit });
+    const found = rows.find(isOpen);
+    if (found || rows.length < limit) return found;
+  }
+  if (part.project_id !== undefined || part.parent_task_id !== undefined) return undefined;
+  const { workspace_id, ...rest } = part;
+  return find
+    .all("projects", { workspace_id, status: "active" })
+    .filter(isOpen)
+    .flatMap(({ project_id }) => find.all("task_queue", { project_id, ...rest, ...line }, { limit: 1 }))
     .reduce<Queued | undefined>((best, each) => (best && precedes(best, each) ? best : each), undefined);
 }
 
-/** The same of a workspace as `nextTime` of a part. */
-export function nextTimeOf(
-  find: Pick<Find, "all">,
-  workspace_id: string,
-  part: Part,
-  at: string,
-): string | null {
-  if (nextTime(find, { workspace_id, ...part }, at) === null) return null;
-  const times = activeProjects(find, workspace_id).map((project_id) =>
-    nextTime(find, { project_id, ...part }, at),
-  );
-  return times.filter((time) => time !== null).sort()[0] ?? null;
+/**
+ * Whose turn it is in a part of the queue.
+ * @param at the time, RFC 3339
+ */
+export function foremost(find: Find, part: Part, at: string): Queued | undefined {
+  for (let from = 0; ; ) {
+    const any = find.all("task_queue", { ...part, priority: { from } }, { limit: 1 })[0];
+    if (!any) return undefined;
+    const { priority } = any;
+    const due = head(find, part, { priority, timed: 1, since: { upTo: at } });
+    const other = any.timed ? undefined : head(find, part, { priority, timed: 0 });
+    const first = due && other ? (precedes(due, other) ? due : other) : (due ?? other);
+    if (first) return first;
+    from = priority + 1;
+  }
 }
 
-function activeProjects(find: Pick<Find, "all">, workspace_id: string): string[] {
-  return find.all("projects", { workspace_id, status: "active" }).map((each) => each.project_id);
+/**
+ * When the next task of a part of the queue becomes ready by nothing but its time.
+ * @param at the time, RFC 3339
+ * @returns RFC 3339; null when none does
+ */
+export function nextTime(find: Pick<Find, "one" | "all">, part: Part, at: string): string | null {
+  let next: string | null = null;
+  for (let priority = 0; priority <= LEAST_URGENT; priority++) {
+    const first = head(find, part, { priority, timed: 1, since: { above: at } });
+    if (first && (next === null || first.since < next)) next = first.since;
+  }
+  return next;
 }
 
-/** Up to so many tasks that stand behind one in the queue, or from its start on, whose time has come. */
+/**
+ * Tasks that stand behind one in a part of the queue, or from its start on, and whose time has come; closed projects' too.
+ * @param at the time, RFC 3339
+ * @param limit at most so many
+ */
 export function following(
   read: Read,
   part: Part,

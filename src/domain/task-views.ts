@@ -7,7 +7,7 @@ import { type Static, Type } from "typebox";
 import { missing, type Read } from "../kernel/aggregate.ts";
 import { DEFAULT_PAGE, Id, Name, object, oneOf } from "../kernel/schema.ts";
 import { endOf } from "./lease.ts";
-import { following, nextTime, nextTimeOf, type Part } from "./task-queue.ts";
+import { closedBy, following, nextTime, type Part } from "./task-queue.ts";
 import { isEarly, NEVER, type Queued, queued, type Row, Status } from "./task-rows.ts";
 
 export const Some = object({ task_id: Id, title: Name, status: Status });
@@ -66,10 +66,7 @@ export function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: F
     if (rows.length <= limit) break;
     after = rows.at(-1);
   }
-  const { workspace_id, ...rest } = part;
-  const whole = workspace_id === undefined;
-  const next_at = whole ? nextTime(read, part, at) : nextTimeOf(read, workspace_id, rest, at);
-  return { ...pageFrom(read, ids, limit), next_at };
+  return { ...pageFrom(read, ids, limit), next_at: nextTime(read, part, at) };
 }
 
 /** The part of the queue that a filter means, in the fewest words, so that one index serves it; undefined when it is empty. */
@@ -88,14 +85,6 @@ function partOf(read: Read, { workspace_id, project_id, parent_task_id, stage }:
   return project && (workspace_id ?? project.workspace_id) === project.workspace_id
     ? { project_id, ...staged }
     : undefined;
-}
-
-/** What keeps the work of a project from being begun, if anything does. */
-function closedBy(read: Read, project_id: string): "project_archived" | "workspace_closed" | undefined {
-  const project = read.one("projects", { project_id })!;
-  if (project.status === "archived") return "project_archived";
-  const workspace = read.one("workspaces", { workspace_id: project.workspace_id })!;
-  return workspace.status === "closed" ? "workspace_closed" : undefined;
 }
 
 /** Tasks whose deadline has passed before they were done, the longest overdue first. */

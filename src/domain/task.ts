@@ -25,7 +25,7 @@ import { field, Id, LARGE_PAGE, Name, nullable, object, oneOf, pageOf, Seq, Time
 import { askedTtl, DEFAULT_TTL_MS, endOf, ttl } from "./lease.ts";
 import { shut, unfit } from "./scope.ts";
 import { wayFrom } from "./task-cycle.ts";
-import { foremost, foremostOf, nextTime, nextTimeOf } from "./task-queue.ts";
+import { foremost, nextTime } from "./task-queue.ts";
 import {
   attempt,
   Body,
@@ -424,16 +424,15 @@ export const task = aggregate(
         (project_id === undefined ? undefined : foreignParent(find, parent_task_id, project_id));
       if (refused) return refused;
       const staged = stage === undefined ? {} : { stage };
-      const part =
-        parent_task_id !== undefined ? { parent_task_id } : project_id !== undefined && { project_id };
-      const next = part
-        ? foremost(find, { ...part, ...staged }, at)
-        : foremostOf(find, workspace_id, staged, at);
-      if (next) return next.task_id;
-      const next_at = part
-        ? nextTime(find, { ...part, ...staged }, at)
-        : nextTimeOf(find, workspace_id, staged, at);
-      return reject("task.none_ready", { next_at });
+      const whose =
+        parent_task_id !== undefined
+          ? { parent_task_id }
+          : project_id !== undefined
+            ? { project_id }
+            : { workspace_id };
+      const part = { ...whose, ...staged };
+      const next = foremost(find, part, at)?.task_id;
+      return next ?? reject("task.none_ready", { next_at: nextTime(find, part, at) });
     },
   },
   decide: {

@@ -1,7 +1,7 @@
 /**
  * Opening `kernel.db` (SPEC §11): the settings every connection has, and the migrations.
  *
- * Always holds: one write connection in the process, WAL, `synchronous=FULL`, triggers that also fire for REPLACE; a
+ * Always holds: one write connection in the process, WAL, `synchronous=FULL` (but for `withoutWaiting`), triggers that also fire for REPLACE; a
  * setting that SQLite did not take is an error. A migration runs in its own transaction, after a verified copy of a
  * database that has content. What the schema is after the last migration is compared with what it should be, so a
  * dropped trigger is found at start. Read models are left out of that: they have generations (projection.ts).
@@ -102,9 +102,19 @@ export function withoutWaiting(db: Database, work: () => void): void {
   try {
     work();
   } finally {
-    db.run("PRAGMA synchronous = FULL");
+    waitAgain(db);
   }
 }
+
+/** @throws when the connection would go on without waiting: nothing may be written with it then */
+function waitAgain(db: Database): void {
+  db.run("PRAGMA synchronous = FULL");
+  const { synchronous } = db.query<{ synchronous: number }, []>("PRAGMA synchronous").get()!;
+  if (synchronous !== FULL) throw new Error("the database would not wait for the disk any more");
+}
+
+/** How SQLite tells `synchronous = FULL`. */
+const FULL = 2;
 
 /** Open a connection that can only read. It sees each commit as soon as it is made. */
 export function openForReading(path: string): Database {

@@ -95,8 +95,8 @@ export function dispatcher(parts: {
   readModels: ReadModels;
   hub: Hub;
   systemQueries: Readonly<Record<string, SystemQuery>>;
-  /** What a valid payload says of the daemon's machine that is not so there. */
-  misplaced(type: string, payload: Readonly<Record<string, unknown>>): SchemaError[];
+  /** What a valid payload says of the daemon's machine that is not so there; undefined when it says nothing of it. */
+  misplaced(type: string, payload: Readonly<Record<string, unknown>>): Promise<SchemaError[]> | undefined;
   /** Milliseconds since the epoch: what queries take for the present. */
   now(): number;
   /** A problem when nothing is taken any more, because the daemon is stopping. */
@@ -130,8 +130,6 @@ export function dispatcher(parts: {
     const errors = schemaErrors(schema, envelope.payload, "/payload");
     if (errors.length > 0) return invalidSchema(errors, trace_id);
     const payload = upcast(entry.type, entry.spec, version, envelope.payload) as Record<string, unknown>;
-    const misplaced = parts.misplaced(entry.type, payload);
-    if (misplaced.length > 0) return invalidSchema(misplaced, trace_id);
     if (envelope.idempotency_key === undefined)
       return problem("idempotency_key_required", `${entry.type} changes state, so it needs a key`, {
         trace_id,
@@ -148,6 +146,14 @@ export function dispatcher(parts: {
       actor: caller.actor,
       acting: caller.acting,
     };
+  }
+
+  /** A command with what it says of the machine that is not so: that is told after its key was looked for. */
+  async function placed(command: WriteCommand, at = ""): Promise<WriteCommand> {
+    const errors = (await parts.misplaced(command.type, command.payload)) ?? [];
+    if (errors.length === 0) return command;
+    const pointed = errors.map((error) => ({ ...error, pointer: at + error.pointer }));
+    return { ...command, wrong: invalidSchema(pointed, command.trace_id) };
   }
 
   function unknownType(type: string, trace_id: string): Problem {
@@ -183,7 +189,7 @@ export function dispatcher(parts: {
     const ended = caller.ended?.();
     if (ended) return refuse(ended);
     const errors = schemaErrors(entry.params, params, "/payload");
-    if (errors.length === 0) errors.push(...parts.misplaced(entry.type, params));
+    if (errors.length === 0) errors.push(...((await parts.misplaced(entry.type, params)) ?? []));
     if (errors.length > 0) return refuse(invalidSchema(errors, trace_id));
     const { min_seq, ...own } = params;
     if (typeof min_seq === "number") {
@@ -238,7 +244,7 @@ export function dispatcher(parts: {
       }
       const command = prepare(envelope, caller, trace_id);
       if (isProblem(command)) return { kind: "problem", problem: command };
-      const outcomes = await parts.submit({ commands: [command], atomic: false });
+      const outcomes = await parts.submit({ commands: [await placed(command)], atomic: false });
       return isProblem(outcomes)
         ? { kind: "problem", problem: { ...outcomes, trace_id } }
         : answerOf(outcomes[0]!);
@@ -281,7 +287,9 @@ export function dispatcher(parts: {
         const found = prepared[bad] as Problem;
         return { problem: { ...found, details: { ...found.details, index: bad } } };
       }
-      const commands = prepared.filter((each): each is WriteCommand => !isProblem(each));
+      const commands = await Promise.all(
+        prepared.flatMap((each, index) => (isProblem(each) ? [] : placed(each, `/commands/${index}`))),
+      );
       const outcomes = commands.length > 0 ? await parts.submit({ commands, atomic }) : [];
       if (isProblem(outcomes)) return { problem: { ...outcomes, trace_id } };
       const refused = atomic ? outcomes.find((outcome) => "problem" in outcome) : undefined;

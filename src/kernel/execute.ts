@@ -44,6 +44,8 @@ export interface WriteCommand {
   readonly actor: Actor;
   /** The session whose credential it was sent with: good as long as that lives in that epoch. */
   readonly acting?: Acting | undefined;
+  /** What is wrong with it by the state of the machine: told unless its key is known (SPEC §7). */
+  readonly wrong?: Problem | undefined;
 }
 
 /** A session in an epoch, which speaks by a credential of its own. */
@@ -272,6 +274,7 @@ export class Executor {
     // Only now: what was carried out before the end is answered again after it (SPEC §7).
     const ended = command.acting && this.ended(command.acting);
     if (ended) return { problem: { ...ended, trace_id: command.trace_id } };
+    if (command.wrong) return { problem: command.wrong };
     if (command.parent_event_id !== undefined && !this.reader.byId(command.parent_event_id))
       return refuse("not_found", "there is no event with the parent_event_id", {
         details: { kind: "event", id: command.parent_event_id },

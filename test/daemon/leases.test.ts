@@ -82,6 +82,28 @@ describe("a lease", () => {
     }
   }, 60_000);
 
+  test.skipIf(unavailable !== undefined)(
+    "ends on a disk that takes more than a second for each commit, and is renewed there while it is held",
+    async () => {
+      const disk = faults();
+      const it = await start(disk.env);
+      const [{ session_id: left }, { session_id: held }] = [await it.spawn(2_000), await it.spawn(5_000)];
+      disk.arm("slow-fsync", 1_100);
+      try {
+        // One command after another: the writer is hardly ever idle.
+        for (let n = 0; (await it.status(left)) !== "lost"; n++) {
+          expect(n).toBeLessThan(12);
+          await it.mp.done("workspace.create", { name: `slow ${n}` });
+          await it.heartbeat(held);
+        }
+      } finally {
+        disk.disarm("slow-fsync");
+      }
+      expect(await it.status(held)).toBe("starting");
+    },
+    60_000,
+  );
+
   test("ends by itself in a daemon that nobody asks anything, and streams deliver it live", async () => {
     const it = await start();
     const lost = delivered(it.daemon, "session.lost");

@@ -42,7 +42,7 @@ function start(aggregate: unknown = ticket) {
     readModels: new ReadModels(reader.db, it.registry),
     hub,
     systemQueries: { "daemon.ping": () => ({ as_of_seq: hub.head, pong: true }) },
-    misplaced: () => [],
+    misplaced: () => undefined,
     closed: () => closed,
   });
   return {

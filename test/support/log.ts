@@ -155,7 +155,7 @@ export function startLog({ heartbeat_ms = 3_600_000 } = {}) {
         readModels: new ReadModels(reader.db, registry),
         submit: async () => problem("read_only", "this log is written by its test"),
         systemQueries: {},
-        misplaced: () => [],
+        misplaced: () => undefined,
         closed: () => undefined,
       }),
       health: { status: "ok", version: "0", api_version: 1, start_id: newId() },

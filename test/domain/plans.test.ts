@@ -163,6 +163,19 @@ function sorts(all: readonly Asked[]): string[] {
   );
 }
 
+/** Of each look into the queue: the columns that it is asked to be equal in, and those that SQLite finds by its index. */
+function looks(all: readonly Asked[]): { readonly asked: string[]; readonly found: string[] }[] {
+  const equal = (text: string, mark: RegExp) => [...text.matchAll(mark)].map((match) => match[1]!);
+  return all
+    .filter(({ sql }) => sql.startsWith("SELECT") && /\bFROM task_queue\b/.test(sql))
+    .map(({ sql, steps }) => {
+      const [step = "", ...more] = steps.filter((each) => /\btask_queue\b/.test(each));
+      expect(more).toEqual([]);
+      const by = /^SEARCH task_queue USING (?:INDEX \S+|PRIMARY KEY) \((.*)\)$/.exec(step)?.[1] ?? "";
+      return { asked: equal(sql, /(\w+) IS \?/g), found: equal(by, /(\w+)=\?/g) };
+    });
+}
+
 const it = kernel();
 it.tell(world);
 const reading = openForReading(it.path);
@@ -264,6 +277,38 @@ describe("with thousands of rows and no statistics", () => {
     expect(scans(all)).toEqual([]);
     if (type === "task.ready") expect(sorts(all)).toEqual([]);
   });
+
+  // A wider index would do without a scan as well, and look at all that it holds: in each part of the queue one serves for all.
+  test.each([
+    ["task.claim", { workspace_id: W }, ["workspace_id"]],
+    ["task.claim", { workspace_id: W, stage: "build" }, ["workspace_id", "stage"]],
+    ["task.claim", { project_id: P }, ["project_id"]],
+    ["task.claim", { project_id: P, stage: "build" }, ["project_id", "stage"]],
+    ["task.claim", { parent_task_id: taskOf(0) }, ["parent_task_id"]],
+    ["task.claim", { parent_task_id: taskOf(0), stage: "build" }, ["parent_task_id", "stage"]],
+    ["task.ready", {}, []],
+    ["task.ready", { workspace_id: W }, ["workspace_id"]],
+    ["task.ready", { workspace_id: W, stage: "build" }, ["workspace_id", "stage"]],
+    ["task.ready", { project_id: P }, ["project_id"]],
+    ["task.ready", { project_id: P, stage: "build" }, ["project_id", "stage"]],
+    ["task.ready", { parent_task_id: taskOf(0) }, ["parent_task_id"]],
+    ["task.ready", { parent_task_id: taskOf(0), stage: "build" }, ["parent_task_id", "stage"]],
+  ] as const)(
+    "%s of %j finds its part of the queue, and the place in it, by one index",
+    (type, filter, part) => {
+      it.forget();
+      const all =
+        type === "task.ready"
+          ? queried(type, filter)
+          : asked(it.db, () => done(type, { filter, session_id }));
+      const found = looks(all);
+      expect(found.length).toBeGreaterThan(0);
+      for (const look of found) {
+        expect(look.found).toEqual(look.asked);
+        expect(look.asked.slice(0, part.length)).toEqual([...part]);
+      }
+    },
+  );
 
   test.each([
     ["session.tree", {}],

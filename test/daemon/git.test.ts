@@ -524,25 +524,50 @@ describe.skipIf(git === null)("one at a time", () => {
     }
   });
 
-  test("in one repository that has two paths and two projects", async () => {
+  test("in one repository that projects know by many paths, two of its worktrees among them", async () => {
     const home = tempHome();
     const repo = repository(home, "repo");
+    const other = repository(home, "other");
     const wait = gate(home);
-    real(repo, "worktree", "add", "--quiet", `${repo}-linked`, "-b", "linked");
-    const it = await world([repo, `${repo}-linked`], home, { PATH: wait.PATH });
+    const linked = [1, 2].map((n) => `${repo}-linked-${n}`);
+    for (const [n, path] of linked.entries())
+      real(repo, "worktree", "add", "--quiet", path, "-b", `linked-${n}`);
+    const it = await world([other, ...linked, repo], home, { PATH: wait.PATH });
     const { workspace_id } = it;
     const common = { workspace_id, name: "common", repo_path: repo, git_common_dir: join(repo, ".git") };
     const bare = { workspace_id, name: "bare", git_common_dir: join(repo, ".git") };
     for (const project of [common, bare])
       it.projects.push(receiptOf(await it.give("project.create", project)).subject.id);
-    const fates = await Promise.all(
-      it.projects.map((project_id, n) =>
-        it.give("worktree.create", { project_id, path: `${repo}-t${n}`, branch: `b${n}` }),
-      ),
+    const [elsewhere, ...ways] = it.projects;
+    const create = async (project_id: string, name: string) => {
+      const { subject } = receiptOf(
+        await it.give("worktree.create", { project_id, path: `${repo}-${name}`, branch: name }),
+      );
+      expect(await it.show(subject.id)).toMatchObject({ status: "present", branch: name });
+    };
+    const { subject: looked } = receiptOf(
+      await it.give("worktree.register", { project_id: elsewhere, path: other }),
     );
-    for (const fate of fates)
-      expect(await it.show(receiptOf(fate).subject.id)).toMatchObject({ status: "present" });
-    expect(wait.said()).toEqual(Array.from({ length: 4 }, () => ["begin", "end"]).flat());
+    const reconcile = async () => receiptOf(await it.give("worktree.reconcile", { worktree_id: looked.id }));
+    // From here on the daemon knows which repository each of the paths is in.
+    for (const [n, project_id] of ways.entries()) await create(project_id, `first-${n}`);
+    await reconcile();
+    const before = wait.said().length;
+    wait.shut("before");
+    const created = ways.map((project_id, n) => create(project_id, `second-${n}`));
+    await waitFor(() => wait.said().length > before, { what: "git in one of the worktrees" });
+    await waitFor(
+      async () =>
+        (await ask<{ items: unknown[] }>(it.daemon.socket, "worktree.list", "?status=creating")).items
+          .length === ways.length,
+      { what: "all that is to be created" },
+    );
+    // What another repository is asked meanwhile is answered, time and again: long enough for any that did not wait.
+    for (let n = 0; n < 5; n += 1) await reconcile();
+    expect(wait.said().slice(before)).toEqual(["begin"]);
+    wait.open("before");
+    await Promise.all(created);
+    expect(wait.said().slice(before)).toEqual(ways.flatMap(() => ["begin", "end"]));
   });
 
   test("in two repositories at the same time, also while one of them waits; nothing else does", async () => {

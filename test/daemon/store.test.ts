@@ -266,6 +266,28 @@ describe("an upload", () => {
   );
 
   test.skipIf(unavailable !== undefined)(
+    "whose bytes the disk does not promise to keep is refused, leaves nothing, and is taken once it does",
+    async () => {
+      const disk = faults();
+      const home = tempHome();
+      const { socket } = await startDaemonProcess(home, disk.env);
+      const digest = digestOf("abc");
+      const path = `/v1/artifacts/${digest}`;
+      disk.arm("draft-eio");
+      expectRefused(await ask(socket, "PUT", path, "abc"), "read_only");
+      expectRefused(await ask(socket, "GET", path), "not_found");
+      const folder = join(home, "artifacts");
+      const file = join(folder, "sha256", digest.slice(7, 9), digest.slice(7));
+      expect([existsSync(file), readdirSync(join(folder, "tmp"))]).toEqual([false, []]);
+      // Nothing else is wrong with the disk: commands go on, and the same bytes are new when they are sent again.
+      await api({ socket }).done("workspace.create", { name: "w" });
+      disk.disarm("draft-eio");
+      expect((await ask(socket, "PUT", path, "abc")).status).toBe(201);
+      expect((await ask(socket, "GET", path)).text).toBe("abc");
+    },
+  );
+
+  test.skipIf(unavailable !== undefined)(
     "whose row may or may not be durable is answered so, and found out at the next start",
     async () => {
       const disk = faults();

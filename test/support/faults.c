@@ -2,8 +2,9 @@
  * A disk that fails on command, for faults.ts: preloaded into a daemon, it stands between SQLite and libc.
  *
  * A fault is armed by a file of its name in $MP_FAULTS and disarmed by removing it; only the database and its WAL
- * (any file with "/kernel.db" in its path) are touched. The file's number says more:
+ * (any file with "/kernel.db" in its path) are touched, by draft-eio only what is being uploaded. The file's number says more:
  *   fsync-eio      every fsync answers EIO; what was written stays in the page cache, as on a real disk
+ *   draft-eio      the same of the files in the artifact store's tmp folder, and of nothing else
  *   write-eio  N   every (N+1)th write answers EIO
  *   enospc     N   every (N+1)th write answers ENOSPC, with half of its bytes written
  *   enospc-db  N   the same for the database alone, as when it cannot grow and its WAL still fits
@@ -38,7 +39,7 @@ static long armed(const char *fault) {
   return strtol(text, NULL, 10);
 }
 
-enum { OTHER, WAL, DATABASE };
+enum { OTHER, WAL, DATABASE, DRAFT };
 
 static int kind(int fd) {
   char link[64], path[4096];
@@ -47,15 +48,16 @@ static int kind(int fd) {
   if (length < 0) return OTHER;
   path[length] = 0;
   const char *found = strstr(path, "/kernel.db");
-  if (found == NULL) return OTHER;
+  if (found == NULL) return strstr(path, "/artifacts/tmp/") == NULL ? OTHER : DRAFT;
   return strcmp(found, "/kernel.db") == 0 ? DATABASE : WAL;
 }
 
 static int sync_fault(int fd) {
-  if (kind(fd) == OTHER) return 0;
-  long slow = armed("slow-fsync");
+  int file = kind(fd);
+  if (file == OTHER) return 0;
+  long slow = file == DRAFT ? 0 : armed("slow-fsync");
   if (slow > 0) nanosleep(&(struct timespec){slow / 1000, slow % 1000 * 1000000}, NULL);
-  if (armed("fsync-eio") < 0) return 0;
+  if (armed(file == DRAFT ? "draft-eio" : "fsync-eio") < 0) return 0;
   errno = EIO;
   return -1;
 }
@@ -63,7 +65,7 @@ static int sync_fault(int fd) {
 /* The errno a write answers with, 0 for none. */
 static int write_fault(int fd) {
   int file = kind(fd);
-  if (file == OTHER) return 0;
+  if (file == OTHER || file == DRAFT) return 0;
   long eio = armed("write-eio"), full = armed(file == DATABASE ? "enospc-db" : "enospc");
   if (full < 0) full = armed("enospc");
   if (eio < 0 && full < 0) return 0;

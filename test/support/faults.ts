@@ -10,7 +10,7 @@ import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-export type Fault = "fsync-eio" | "write-eio" | "enospc" | "enospc-db" | "slow-fsync";
+export type Fault = "fsync-eio" | "draft-eio" | "write-eio" | "enospc" | "enospc-db" | "slow-fsync";
 
 /** Why there can be no faults here; undefined where there can. */
 export const unavailable: string | undefined = reason();

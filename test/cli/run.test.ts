@@ -238,6 +238,51 @@ describe("the child", () => {
     });
   });
 
+  // Told by the first renewal that is refused, or only at the end; with the session's lease alone, or with all three.
+  for (const [ttl, isAll] of [
+    ["3s", false],
+    ["10m", true],
+  ] as const)
+    test(`goes on when the session that it is in ends, as the user from then on (ttl ${ttl})`, async () => {
+      const { home, mp, folder } = await place();
+      const id = isAll ? await task(mp) : undefined;
+      const spawned = await mp.json<Row>("session", "spawn", "--workspace", "demo", "--agent", "outer");
+      const outer = (spawned.subject as { id: string }).id;
+      const user = connect({ socket: join(home, "run", "mp.sock") });
+      const minted = await user.query("token.session", { session_id: outer });
+      if (isProblem(minted)) throw new Error(JSON.stringify(minted));
+      const go = join(home, "go");
+      const flags = ["--ttl", ttl, ...(id ? ["--worktree", folder, "--write", "--task", id] : [])];
+      const script = `echo "$MP_SESSION_ID"; ${until(go)}`;
+      const run = running(home, flags, script, { MP_TOKEN: minted.token, MP_SESSION_ID: outer });
+      await run.said("ready");
+      const inner = lines(run.stdout)[0]!;
+      await mp.out("session", "end", outer, "cancelled");
+      const expires = async () => String((await session(mp, inner)).expires_at);
+      const before = await expires();
+      if (ttl === "3s")
+        await waitFor(async () => (await expires()) > before, {
+          what: "a renewal after the end of the outer session",
+        });
+      writeFileSync(go, "");
+      const found = await run.ended();
+      // Nothing is said but the report.
+      expect([found.code, lines(found.stderr).length]).toEqual([0, 1]);
+      expect(found.report).toMatchObject({ outcome: "completed", reason: null, ended: true });
+      expect(await session(mp, inner)).toMatchObject({ parent_session_id: outer, status: "completed" });
+      const { artifact_id } = found.report;
+      expect((await bytesOf(home, mp, artifact_id!)).toString()).toBe(`${inner}\nready\n`);
+      const all = await events(mp);
+      const by = (event_type: string, subject: string) =>
+        all.find((each) => each.event_type === event_type && (each.subject as Row).id === subject)?.actor;
+      expect(by("session.spawned", inner)).toMatchObject({ kind: "session", id: outer });
+      expect(by("artifact.registered", artifact_id!)).toMatchObject({ kind: "user" });
+      expect(by("session.ended", inner)).toMatchObject({ kind: "user" });
+      if (id === undefined) return;
+      expect(by("task.claimed", id)).toMatchObject({ kind: "session", id: outer });
+      expect(by("task.succeeded", id)).toMatchObject({ kind: "user" });
+    });
+
   test("gets stdin, and its output passes byte for byte and is kept as it came", async () => {
     const { home, mp } = await place();
     const bytes = Buffer.from(Array.from({ length: 300_000 }, (_, at) => (at * 7 + (at >> 8)) & 0xff));

@@ -18,6 +18,7 @@ import {
 import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { markOf, orphansEnded, parseWorktrees, runGit } from "../../src/daemon/git.ts";
+import { sessionVariables } from "../../src/daemon/variables.ts";
 import { ask, type Fate, type Receipt, send } from "../crash/launch.ts";
 import { tempHome, waitFor } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
@@ -391,6 +392,24 @@ describe.skipIf(git === null)("create, remove, reconcile", () => {
       await it.give("worktree.create", { project_id: it.project_id, path, branch: "b" }),
     );
     expect(await it.show(subject.id)).toMatchObject({ status: "present", branch: "b" });
+  });
+
+  test("a daemon that is begun in a session acts for nobody: what it runs has nothing of that session's", async () => {
+    const home = tempHome();
+    const repo = repository(home, "repo");
+    const hook = join(repo, ".git", "hooks", "post-checkout");
+    mkdirSync(dirname(hook), { recursive: true });
+    writeFileSync(hook, `#!/bin/sh\nenv > "${home}/hooked"\n`);
+    chmodSync(hook, 0o755);
+    const named = Object.fromEntries(sessionVariables.map((name) => [name, "another's"]));
+    const it = await world([repo], home, { ...named, MP_KEPT: "kept" });
+    const create = { project_id: it.project_id, path: `${repo}-t`, branch: "b" };
+    const { subject } = receiptOf(await it.give("worktree.create", create));
+    expect(await it.show(subject.id)).toMatchObject({ status: "present" });
+    const env = readFileSync(join(home, "hooked"), "utf8");
+    // What is the daemon's own is there, so it is its environment that was looked at.
+    expect(env).toContain("MP_KEPT=kept\n");
+    expect(env).not.toContain("another's");
   });
 
   test("remove: git's own with its files, unless they are changed; a registered one keeps them", async () => {

@@ -943,6 +943,31 @@ describe("snapshot", () => {
     });
   });
 
+  test("a node that moves between two pages is neither missed nor told twice, wherever it goes", () => {
+    const it = kernel();
+    it.tell([open, created]);
+    const added = Array.from({ length: 4 }, () => {
+      const { node_id } = resultOf(it.run("board.add_node", { board_id: B, lane_id: TODO, ...text }));
+      return node_id!;
+    });
+    const [first, second, third, fourth] = added as [string, string, string, string];
+    const move = (node_id: string, to: object) =>
+      resultOf(it.run("board.move_node", { board_id: B, node_id, lane_id: TODO, ...to }));
+    const page = (more: object) => it.query<Snapshot>("board.snapshot", { board_id: B, limit: 2, ...more });
+    const { nodes, next } = page({});
+    expect(nodes.map(({ node_id }) => node_id)).toEqual([first, second]);
+    // One that was told goes behind all that was not, and one that was not before all that was.
+    move(first, { after: fourth });
+    move(fourth, { before: second });
+    move(second, { lane_id: lanes[2]!.lane_id });
+    const rest = page({ cursor: next });
+    expect([rest.nodes.map(({ node_id }) => node_id), rest.next]).toEqual([[third, fourth], null]);
+    expect(inOrder(page({ limit: 10 }).nodes)).toEqual({
+      [TODO]: [fourth, third, first],
+      [lanes[2]!.lane_id]: [second],
+    });
+  });
+
   test("pages that are read while nodes come, move and go, and the events from the first page on, give the board", () => {
     const random = fc.sample(
       fc.infiniteStream(fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true })),

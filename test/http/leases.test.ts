@@ -4,7 +4,7 @@
  * is true across streams and their leases.
  */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { tempHome } from "../support/binary.ts";
+import { tempHome, waitFor } from "../support/binary.ts";
 import { type DaemonProcess, startDaemonProcess } from "../support/daemon.ts";
 import { type Api, api, envelope, expectRefused, type Json } from "./api.ts";
 import { makePlace, NOWHERE, type Place } from "./place.ts";
@@ -129,7 +129,65 @@ describe("a receipt of a lease", () => {
   });
 });
 
+describe("a renewal", () => {
+  test("of any kind puts the end off and leaves nothing in the log", async () => {
+    const session_id = await here.session();
+    const { task_id, epoch } = await here.claimed();
+    const { worktree_id, session_id: writer, epoch: held } = await here.written();
+    for (const [kind, id, type, payload] of [
+      ["session", session_id, "session.heartbeat", { session_id, epoch: 1 }],
+      ["task", task_id, "task.renew", { task_id, epoch }],
+      ["worktree", worktree_id, "worktree.renew_writer", { worktree_id, session_id: writer, epoch: held }],
+    ] as const) {
+      const before = await seen(kind, id);
+      const head = await mp.head();
+      const until = async () =>
+        /"expires_at":"([^"]+)"/.exec(JSON.stringify((await seen(kind, id))[0]))?.[1] ?? "";
+      const first = await until();
+      const renewed = async () => {
+        const { events, version, seq_global } = await mp.done(type, payload);
+        return [events, version, seq_global];
+      };
+      expect([type, await renewed()]).toEqual([type, [[], before[0].version, head]]);
+      // In the same millisecond it is the same end: then once more.
+      const isLater = async () => (await until()) > first || ((await renewed()) && (await until()) > first);
+      await waitFor(isLater, { what: `the end to be put off by ${type}` });
+      expect(await mp.head()).toBe(head);
+      expect((await seen(kind, id))[1]).toEqual(before[1]);
+      const after = (await mp.get(`/v1/events?after=${head}`)).json;
+      expect([after.items, after.as_of_seq]).toEqual([[], head]);
+    }
+  });
+});
+
 describe("an expected version", () => {
+  test("that is stale holds back what the command asks of other streams as well", async () => {
+    const { task_id, session_id } = await here.claimed();
+    const worktree_id = await here.worktree();
+    await mp.done("worktree.attach", { worktree_id, session_id, mode: "write" });
+    await here.lock(worktree_id, session_id);
+    const [read] = await seen("session", session_id);
+    // Since it was read, the session has gone on.
+    await mp.done("session.report_status", { session_id, status: "running" });
+    const streams = () =>
+      Promise.all([seen("session", session_id), seen("task", task_id), seen("worktree", worktree_id)]);
+    const [before, head] = [await streams(), await mp.head()];
+    const end = { session_id, outcome: "completed" };
+    const stale = envelope("session.end", end, { expected_version: read.version });
+    const { details } = expectRefused(await mp.post(stale), "expected_version_mismatch");
+    const actual = read.version + 1;
+    expect(details).toEqual({ stream: `session/${session_id}`, expected: read.version, actual });
+    expect([await streams(), await mp.head()]).toEqual([before, head]);
+    // The same in the version that it has: the task, the lock and the folder are given back with it.
+    const { events } = await mp.done("session.end", end, { expected_version: actual });
+    expect((events as Json[]).map(({ event_type }) => event_type).sort()).toEqual([
+      "session.ended",
+      "task.released",
+      "worktree.detached",
+      "worktree.writer_released",
+    ]);
+  });
+
   test("on a claim by filter is held against the task that is chosen", async () => {
     const project_id = await here.project();
     const session_id = await here.session();

@@ -1,7 +1,11 @@
-/** Waiting for the writer lock from the command line, by subscription; waiting for a task is in task.test.ts. */
+/**
+ * Waiting for the writer lock from the command line; waiting for a task is in task.test.ts and run-next.test.ts. And what all
+ * waiting has in common: it hears, and does not ask.
+ */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
+import { proxy } from "../client/proxy.ts";
 import { binary, tempHome, waitFor } from "../support/binary.ts";
 import { cli } from "./cli.ts";
 
@@ -53,6 +57,7 @@ const writer = async (folder: string) =>
 beforeAll(async () => {
   await out("workspace", "create", "demo");
   await out("project", "create", "core", "--workspace", "demo");
+  await out("workspace", "create", "elsewhere");
 });
 
 describe("lock-writer --wait", () => {
@@ -101,5 +106,115 @@ describe("lock-writer --wait", () => {
     const stranger = await spawn();
     const args = ["worktree", "lock-writer", folder, "--session", stranger, "--wait", "60s"];
     expect(await refused(5, ...args)).toContain("worktree.not_attached");
+  });
+});
+
+describe("by subscription", () => {
+  /** `mp` at a terminal, in a home whose socket is a proxy of the daemon's, so that all that it asks can be seen. */
+  async function watched(words: string, ...args: string[]) {
+    const front = tempHome();
+    const between = await proxy(join(home, "run", "mp.sock"));
+    mkdirSync(join(front, "run"), { mode: 0o700 });
+    symlinkSync(between.socket, join(front, "run", "mp.sock"));
+    let shown = "";
+    const child = Bun.spawn([binary(), ...args], {
+      env: { ...process.env, TERM: "dumb", MP_HOME: front },
+      terminal: {
+        data(_terminal, data) {
+          shown += new TextDecoder().decode(data);
+        },
+      },
+    });
+    const bytes = () => between.sent.reduce((sum, text) => sum + text.length, 0);
+    await waitFor(() => shown.includes(words), { what: `'${words}'; it said: ${shown}` });
+    return {
+      /** Everything that it has sent, in bytes: a request, on whatever connection, makes it more. */
+      bytes,
+      /** How often it has sent a command or query of this type. */
+      times: (type: string) =>
+        between.sent.join("").split(`"type":"${type}"`).length +
+        between.sent.join("").split(`/v1/queries/${type}`).length -
+        2,
+      async ended() {
+        const code = await child.exited;
+        child.terminal?.close();
+        await between[Symbol.asyncDispose]();
+        return { code, shown };
+      },
+    };
+  }
+
+  /** A lease elsewhere begins and runs out: a second in the life of the daemon, and nothing to whoever waits for something. */
+  async function second(): Promise<void> {
+    const args = ["--workspace", "elsewhere", "--agent", "short", "--ttl-ms", "1s"];
+    const [id = ""] = (await out("session", "spawn", ...args)).split("\t");
+    const status = async () => (await json<{ status: string }>("session", "get", id)).status;
+    await waitFor(async () => (await status()) === "lost", { what: "a second" });
+  }
+
+  const inCore = ["--project", "core"];
+  const create = (...flags: string[]) => out("task", "create", "work", ...inCore, ...flags);
+
+  test("lock-writer asks for the lock when it begins and when it was given back, and never between", async () => {
+    const { folder, holder, other } = await held("heard", "--ttl-ms", "10m");
+    const args = ["worktree", "lock-writer", folder, "--session", other, "--wait", "60s"];
+    const it = await watched("waiting for the writer lock", ...args);
+    const [before, tries] = [it.bytes(), it.times("worktree.lock_writer")];
+    await second();
+    expect([it.bytes(), tries]).toEqual([before, 1]);
+    await out("worktree", "release-writer", folder, "--session", holder, "--epoch", "1");
+    expect((await it.ended()).code).toBe(0);
+    expect(it.times("worktree.lock_writer")).toBe(2);
+  });
+
+  test("task claim asks for one when it begins and when one has come, and never between", async () => {
+    const args = [
+      "task",
+      "claim",
+      "--session",
+      await spawn(),
+      ...inCore,
+      "--stage",
+      "heard",
+      "--wait",
+      "60s",
+    ];
+    const it = await watched("waiting for a task", ...args);
+    const [before, tries] = [it.bytes(), it.times("task.claim")];
+    await second();
+    expect([it.bytes(), tries]).toEqual([before, 1]);
+    await create("--stage", "heard");
+    expect((await it.ended()).code).toBe(0);
+    expect(it.times("task.claim")).toBe(2);
+  });
+
+  test("so does session run with --next, with --task and with --write", async () => {
+    const { folder, worktree_id, holder } = await held("begun", "--ttl-ms", "10m");
+    const first = await create("--stage", "first");
+    const blocked = await create("--depends-on", first);
+    const claim = ["task", "claim", first, "--session", holder, "--ttl-ms", "10m"];
+    const { result } = await json<{ result: { epoch: number } }>(...claim);
+    for (const [flags, asks, come] of [
+      [[...inCore, "--next", "--stage", "run"], "task.ready", () => create("--stage", "run")],
+      [
+        ["--task", blocked],
+        "task.get",
+        () => out("task", "complete", first, "--epoch", String(result.epoch)),
+      ],
+      [
+        ["--worktree", folder, "--write"],
+        "worktree.check",
+        () => out("worktree", "release-writer", worktree_id, "--session", holder, "--epoch", "1"),
+      ],
+    ] as const) {
+      const args = ["session", "run", ...flags, "--workspace", "demo", "--wait", "60s", "--", "true"];
+      const it = await watched("mp: waiting: ", ...args);
+      const [before, looks] = [it.bytes(), it.times(asks)];
+      await second();
+      expect([asks, looks > 0, it.bytes()]).toEqual([asks, true, before]);
+      await come();
+      expect((await it.ended()).code).toBe(0);
+      expect([asks, it.times(asks)]).toEqual([asks, looks + 1]);
+    }
   });
 });

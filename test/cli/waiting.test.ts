@@ -2,7 +2,7 @@
  * Waiting for the writer lock from the command line; waiting for a task is in task.test.ts and run-next.test.ts. And what all
  * waiting has in common: it hears, and does not ask.
  */
-import { beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { proxy } from "../client/proxy.ts";
@@ -114,6 +114,7 @@ describe("by subscription", () => {
   async function watched(words: string, ...args: string[]) {
     const front = tempHome();
     const between = await proxy(join(home, "run", "mp.sock"));
+    afterAll(() => between[Symbol.asyncDispose]());
     mkdirSync(join(front, "run"), { mode: 0o700 });
     symlinkSync(between.socket, join(front, "run", "mp.sock"));
     let shown = "";
@@ -138,7 +139,6 @@ describe("by subscription", () => {
       async ended() {
         const code = await child.exited;
         child.terminal?.close();
-        await between[Symbol.asyncDispose]();
         return { code, shown };
       },
     };

@@ -2,17 +2,21 @@
  * The compiled executable and temporary homes for tests.
  *
  * Always so: a command runs in an MP_HOME of its own and never sees the caller's MP_* or BUN_OPTIONS; a home goes away
- * with its daemon when the test, or the file, that made it ends; a daemon is killed only when its process really
- * belongs to that home. `waitFor` is the only place that polls. Left out on purpose: a mock of any part of the product.
+ * when the test, or the file, that made it ends, however that ends, with its daemon and all else that runs in it, so that
+ * nothing is there that would begin a daemon again; a process is killed only when it really belongs to that home.
+ * `waitFor` is the only place that polls. Left out on purpose: a mock of any part of the product.
  */
 import { afterAll } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, realpathSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /** A Unix socket path ends at about 100 characters; the socket may lie a folder deep in its home. */
 const HOME_LENGTH_MAX = 70;
 const STOP_TIMEOUT_MS = 5_000;
+
+/** Homes that are gone: a test that is over, and does not know it, begins nothing in them any more. */
+const removed = new Set<string>();
 
 export interface RunOptions {
   /** Added to the environment; a value of undefined removes the variable. */
@@ -36,8 +40,8 @@ export function binary(): string {
 }
 
 /**
- * Makes an empty folder for MP_HOME and returns its real path. Its daemon is stopped (SIGTERM, after 5 s SIGKILL) and
- * it is removed at the end of the test, beforeEach's test, describe or file that called this. Not for beforeAll: Bun
+ * Makes an empty folder for MP_HOME and returns its real path. What runs in it is killed, its daemon stopped (SIGTERM,
+ * after 5 s SIGKILL), and it is removed at the end of the test, beforeEach's test, describe or file that called this. Not for beforeAll: Bun
  * runs the clean-up at the end of that hook; call it at the top of the file instead.
  */
 export function tempHome(): string {
@@ -119,28 +123,33 @@ export async function waitFor<T>(
 }
 
 function environment(home: string, added: RunOptions["env"] = {}): Record<string, string | undefined> {
+  if (removed.has(home)) throw new Error(`the test that made ${home} is over`);
   const kept = Object.entries(process.env).filter(
     ([name]) => !name.startsWith("MP_") && name !== "BUN_OPTIONS",
   );
   return { ...Object.fromEntries(kept), MP_HOME: home, ...added };
 }
 
-/** Ends the daemon of `home` and removes the folder. */
+/** Ends what runs in `home`, its daemon gently, and removes the folder. */
 async function removeHome(home: string): Promise<void> {
+  removed.add(home);
   const info = join(home, "daemon.json");
   const pid = existsSync(info) ? /"pid"\s*:\s*(\d+)/.exec(readFileSync(info, "utf8"))?.[1] : undefined;
-  if (pid !== undefined) await endProcess(Number(pid), home);
+  // First all others: a client that finds its daemon gone begins a new one.
+  for (const each of processesOf(home)) if (each !== Number(pid)) kill(each, "SIGKILL");
+  if (pid !== undefined) await endDaemon(Number(pid), home);
+  // What was killed may have begun something a moment before.
+  const none = () => processesOf(home).every((each) => !kill(each, "SIGKILL"));
+  const what = `the end of all that runs in ${home}`;
+  await waitFor(none, { what, timeout_ms: STOP_TIMEOUT_MS }).catch((late: Error) =>
+    console.error(String(late)),
+  );
   rmSync(home, { recursive: true, force: true, maxRetries: 5 });
 }
 
-async function endProcess(pid: number, home: string): Promise<void> {
+async function endDaemon(pid: number, home: string): Promise<void> {
   for (const signal of ["SIGTERM", "SIGKILL"] as const) {
-    if (!belongsTo(pid, home)) return;
-    try {
-      process.kill(pid, signal);
-    } catch {
-      return; // it ended by itself meanwhile
-    }
+    if (!belongsTo(pid, home) || !kill(pid, signal)) return;
     const gone = await waitFor(() => !belongsTo(pid, home), {
       what: `the end of daemon ${pid} after ${signal}`,
       timeout_ms: STOP_TIMEOUT_MS,
@@ -148,6 +157,29 @@ async function endProcess(pid: number, home: string): Promise<void> {
     if (gone === true) return;
     console.error(String(gone));
   }
+}
+
+/** Whether the signal could be sent; a process may end by itself at any moment. */
+function kill(pid: number, signal: NodeJS.Signals): boolean {
+  try {
+    return process.kill(pid, signal);
+  } catch {
+    return false;
+  }
+}
+
+/** The processes that run with this home, this one aside. */
+export function processesOf(home: string): number[] {
+  if (process.platform === "linux")
+    return readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name))
+      .map(Number)
+      .filter((pid) => pid !== process.pid && belongsTo(pid, home));
+  const listed = Bun.spawnSync(["ps", "axeww", "-o", "pid=,command="]).stdout.toString().split("\n");
+  return listed
+    .filter((line) => line.includes(home))
+    .map((line) => Number.parseInt(line, 10))
+    .filter((pid) => pid !== process.pid);
 }
 
 /** Does process `pid` run with this home? A pid in a file may long be another program's; a zombie has no environment. */

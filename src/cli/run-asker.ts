@@ -58,8 +58,9 @@ export class Asker {
 
   /** Carry out a command; a lost answer is asked for again under the same key, for as long as the try may take. */
   async send(type: string, payload: Payload, how: How = {}, key = freshKey()): Promise<Sent | Problem> {
+    const { token } = this.#credential;
     const answer = await this.#link(how, key).send(type, payload);
-    if (isProblem(answer)) return this.#asUser(answer) ? this.send(type, payload, how, key) : answer;
+    if (isProblem(answer)) return this.#asUser(answer, token) ? this.send(type, payload, how, key) : answer;
     this.#begun = true;
     this.keys[type] = key;
     return answer;
@@ -67,13 +68,15 @@ export class Asker {
 
   /** Put off the end of a lease; leaves no trace in the log, so its key is not for the report. */
   async renew(type: string, payload: Payload, timeout_ms: number): Promise<object | Problem> {
+    const { token } = this.#credential;
     const answer = await this.#link({ timeout_ms }).send(type, payload);
-    return isProblem(answer) && this.#asUser(answer) ? this.renew(type, payload, timeout_ms) : answer;
+    return isProblem(answer) && this.#asUser(answer, token) ? this.renew(type, payload, timeout_ms) : answer;
   }
 
   async ask(type: string, payload: Payload, how: How = {}): Promise<object | Problem> {
+    const { token } = this.#credential;
     const answer = await this.#link(how).ask(type, payload);
-    return isProblem(answer) && this.#asUser(answer) ? this.ask(type, payload, how) : answer;
+    return isProblem(answer) && this.#asUser(answer, token) ? this.ask(type, payload, how) : answer;
   }
 
   /** Only the user may ask for it. */
@@ -82,8 +85,9 @@ export class Asker {
   }
 
   async address(how: How = {}): Promise<Target | Problem> {
+    const { token } = this.#credential;
     const answer = await this.#link(how).address();
-    return isProblem(answer) && this.#asUser(answer) ? this.address(how) : answer;
+    return isProblem(answer) && this.#asUser(answer, token) ? this.address(how) : answer;
   }
 
   /**
@@ -114,8 +118,9 @@ export class Asker {
     }
   }
 
-  #asUser({ code }: Problem): boolean {
-    const may = code === "unauthorized" && this.#begun && this.#credential.token !== undefined;
+  /** @param token what the refused request was sent with: of several at once the first has given it up already */
+  #asUser({ code }: Problem, token: string | undefined): boolean {
+    const may = code === "unauthorized" && this.#begun && token !== undefined;
     if (may) this.#credential = {};
     return may;
   }

@@ -241,9 +241,10 @@ describe("the child", () => {
   // Told by the first renewal that is refused, or only at the end; with the session's lease alone, or with all three.
   for (const [ttl, isAll] of [
     ["3s", false],
+    ["3s", true],
     ["10m", true],
   ] as const)
-    test(`goes on when the session that it is in ends, as the user from then on (ttl ${ttl})`, async () => {
+    test(`goes on when the session that it is in ends, as the user from then on (ttl ${ttl}, ${isAll ? "three leases" : "one"})`, async () => {
       const { home, mp, folder } = await place();
       const id = isAll ? await task(mp) : undefined;
       const spawned = await mp.json<Row>("session", "spawn", "--workspace", "demo", "--agent", "outer");

@@ -9,6 +9,7 @@ const SEARCH_STEP = 500;
 /**
  * The shortest way from a task along what it depends on to another, both ends included. Breadth-first from both ends, always
  * on the side where less is open: when either runs dry there is no way, so a task that nothing depends on costs one look.
+ * @returns ids of tasks; undefined when there is no way
  */
 export function wayFrom(find: Find, from: string, to: string): string[] | undefined {
   if (from === to) return [from];

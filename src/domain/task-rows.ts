@@ -165,7 +165,10 @@ function turn({ created_at, not_before }: Row): Pick<Queued, "timed" | "since"> 
     : { timed: 0, since: created_at };
 }
 
-/** Whether the time of a task has still to come. A clock that is set back takes nothing away from those without one. */
+/**
+ * Whether the time of a task has still to come. A clock that is set back takes nothing away from those without one.
+ * @param at the time, RFC 3339
+ */
 export function isEarly(row: Row, at: string): boolean {
   const { timed, since } = turn(row);
   return timed === 1 && since > at;
@@ -189,6 +192,7 @@ function derived({
   };
 }
 
+/** The row of the task that an event is about, as it was before it. Its creation made one. */
 export function rowOf(rows: TaskRows, { subject }: Fact): Row {
   return rows.tasks.one({ task_id: subject.id })!;
 }
@@ -200,7 +204,11 @@ export function begin(rows: TaskRows, row: Omit<Row, "ready" | "due">): void {
   if (whole.ready === 1) rows.task_queue.insert(queued(whole));
 }
 
-/** Change a task's row, and have it in the queue while it is ready, and only then. */
+/**
+ * Change a task's row, and have it in the queue while it is ready, and only then.
+ * @param row as it is
+ * @param to what is to be different; `ready` and `due` follow from it
+ */
 export function change(rows: TaskRows, row: Row, to: Partial<Row>): void {
   const after = { ...row, ...to };
   const { ready, due } = derived(after);
@@ -213,7 +221,11 @@ export function change(rows: TaskRows, row: Row, to: Partial<Row>): void {
     rows.task_queue.update({ priority, timed, since, task_id }, { stage: after.stage });
 }
 
-/** What ends with an attempt: the claim, and the row that tells of it. Nothing when nobody holds a claim. */
+/**
+ * End the attempt that is under way: the row that tells of it. Nothing when nobody holds a claim.
+ * @param failure of the work, where that is how it ended
+ * @returns what is different in the task's row by it
+ */
 export function endAttempt(
   rows: TaskRows,
   row: Row,
@@ -234,7 +246,7 @@ export function endAttempt(
   return { claim_session_id: null };
 }
 
-/** The claim is given back, or has run out: whoever comes next can have the task, unless something else stops it. */
+/** Apply the end of a claim that is given back, or has run out: whoever comes next can have the task, unless something else stops it. */
 export function claimOver(rows: TaskRows, event: Fact, outcome: "released" | "expired"): void {
   const row = rowOf(rows, event);
   change(rows, row, {
@@ -244,7 +256,7 @@ export function claimOver(rows: TaskRows, event: Fact, outcome: "released" | "ex
   });
 }
 
-/** Nothing stops it any more: it goes on with whoever has the claim, or waits for the next one. */
+/** Apply that nothing stops it any more: it goes on with whoever has the claim, or waits for the next one. */
 export function goOn(rows: TaskRows, event: Fact): void {
   const row = rowOf(rows, event);
   change(rows, row, {
@@ -263,7 +275,10 @@ export function sortedJson(value: object): string {
   );
 }
 
-/** A dependency comes or goes: it counts as long as it has not succeeded. */
+/**
+ * Apply that a dependency comes or goes: it counts as long as it has not succeeded.
+ * @param by 1 when it comes, -1 when it goes
+ */
 export function depend(rows: TaskRows, event: Fact<{ depends_on_task_id: string }>, by: 1 | -1): void {
   const row = rowOf(rows, event);
   const { task_id } = row;

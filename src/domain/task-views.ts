@@ -46,7 +46,11 @@ function pageFrom(read: Read, ids: readonly string[], limit: number) {
   return { items: rowsInOrder(read, page), next: ids.length > limit ? page.at(-1)! : null };
 }
 
-/** The queue as a claimer finds it: what could be claimed now, in that order, and when the next one's time comes. */
+/**
+ * `task.ready`: the queue as a claimer finds it, in the order of claims, and when the next one's time comes.
+ * @param at the time, RFC 3339
+ * @throws BadCursor when the cursor is none that a page gave
+ */
 export function ready(read: Read, { limit = DEFAULT_PAGE, cursor, ...filter }: Filter & Page, at: string) {
   const last = cursor === undefined ? undefined : read.one("tasks", { task_id: cursor });
   if (cursor !== undefined && !last) return badCursor(read);
@@ -87,7 +91,12 @@ function partOf(read: Read, { workspace_id, project_id, parent_task_id, stage }:
     : undefined;
 }
 
-/** Tasks whose deadline has passed before they were done, the longest overdue first. */
+/**
+ * `task.list` of those whose deadline has passed before they were done, the longest overdue first.
+ * @param where columns of `tasks` with the value that each must have
+ * @param at the time, RFC 3339
+ * @throws BadCursor when the cursor is none that a page gave
+ */
 export function overdueOnes(
   read: Read,
   where: Readonly<Record<string, string | undefined>>,
@@ -114,7 +123,11 @@ export function overdueOnes(
   );
 }
 
-/** One task with all that bears on it. */
+/**
+ * `task.get`: one task with all that bears on it.
+ * @param at the time, RFC 3339
+ * @returns `not_found` when there is none
+ */
 export function get(read: Read, { task_id }: { readonly task_id: string }, at: string) {
   const row = read.one("tasks", { task_id });
   if (!row) return missing("task", task_id);

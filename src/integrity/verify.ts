@@ -185,7 +185,12 @@ export async function verifyLogTogether(
   return report(extent, checks, rest);
 }
 
-/** Carry out a part of a verification, on a connection that only reads. */
+/**
+ * Carry out a part of a verification (SPEC §9).
+ * @param db a connection that only reads
+ * @param task which part
+ * @returns what the part found; `verifyLogTogether` puts them together
+ */
 export function verifyPart(db: Database, registry: Registry, task: LogTask): LogAnswers[keyof LogAnswers] {
   switch (task.kind) {
     case "extent":

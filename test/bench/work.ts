@@ -131,7 +131,7 @@ function loads(made: WorkLogResult, rounds: number): Load[] {
       asks: query("task.ready", { workspace_id, limit: PAGE }),
       read: {
         sql: `SELECT t.* FROM task_queue AS q CROSS JOIN tasks AS t ON t.task_id = q.task_id
-              ORDER BY q.priority, q.since, q.task_id LIMIT ?`,
+              ORDER BY q.priority, q.timed, q.since, q.task_id LIMIT ?`,
         values: [PAGE],
       },
     },

@@ -188,7 +188,9 @@ function barredFromLock(
   const refused = barred(find, scope, state, session_id);
   if (refused) return refused;
   const mode = modeOf(find, id, session_id) ?? null;
-  return mode === "write" ? undefined : reject("worktree.not_attached", { session_id, mode });
+  return mode === "write"
+    ? undefined
+    : reject("worktree.not_attached", { worktree_id: id, session_id, mode });
 }
 
 /** Until when the lock of a worktree is held, RFC 3339; the present where it is not known. */

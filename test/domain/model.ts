@@ -311,10 +311,11 @@ export function world() {
     taker(session_id, it.workspace_id, gone);
     if (gone) no(gone.refused, gone.details);
   }
-  function writer(it: Worktree, session_id: string) {
+  function writer(worktree_id: string, session_id: string) {
+    const it = worktrees.get(worktree_id)!;
     enter(it, session_id);
     const mode = it.attached.get(session_id) ?? null;
-    if (mode !== "write") no("worktree.not_attached", { session_id, mode });
+    if (mode !== "write") no("worktree.not_attached", { worktree_id, session_id, mode });
   }
   const staleLock = (epoch: number, { lock }: Worktree) =>
     no("worktree.stale_epoch", { epoch, current: lock.epoch });
@@ -717,7 +718,7 @@ export function world() {
     "worktree.lock_writer"(given: Id<"worktree"> & Id<"session"> & { ttl_ms?: number }) {
       const { worktree_id, session_id, ttl_ms = TTL } = given;
       const it = worktrees.get(worktree_id)!;
-      writer(it, session_id);
+      writer(worktree_id, session_id);
       const { epoch, last, status } = it.lock;
       const stream = `worktree/${worktree_id}`;
       if (holds(it, session_id)) return { epoch, expires_at: ends(stream) };
@@ -744,7 +745,7 @@ export function world() {
     "worktree.steal_writer"(given: Id<"worktree"> & Id<"session"> & { expected_epoch: number }) {
       const { worktree_id, session_id, expected_epoch } = given;
       const it = worktrees.get(worktree_id)!;
-      writer(it, session_id);
+      writer(worktree_id, session_id);
       if (it.lock.epoch !== expected_epoch) staleLock(expected_epoch, it);
       if (holds(it, session_id))
         return { epoch: expected_epoch, expires_at: ends(`worktree/${worktree_id}`) };

@@ -279,8 +279,8 @@ describe("in each status", () => {
       const steal = it().when("steal_writer", { ...one, session_id: A, expected_epoch: 0, reason: "r" });
       if (statusOf(name) === "present") {
         attach.thenEvents({ type: "attached", payload: { session_id: A, mode: "write" } });
-        lock.thenRefused("worktree.not_attached", { session_id: A, mode: null });
-        steal.thenRefused("worktree.not_attached", { session_id: A, mode: null });
+        lock.thenRefused("worktree.not_attached", { worktree_id: T, session_id: A, mode: null });
+        steal.thenRefused("worktree.not_attached", { worktree_id: T, session_id: A, mode: null });
       } else for (const each of [attach, lock, steal]) each.thenRefused("worktree.not_present", refused);
     }
   });
@@ -607,7 +607,7 @@ describe("the writer lock", () => {
             });
       it()
         .when("lock_writer", { ...one, session_id: C })
-        .thenRefused("worktree.not_attached", { session_id: C, mode: "read" });
+        .thenRefused("worktree.not_attached", { worktree_id: T, session_id: C, mode: "read" });
     });
 
     test(`${name}: renew`, () => {
@@ -667,7 +667,7 @@ describe("the writer lock", () => {
           .thenRefused("worktree.stale_epoch", { epoch: expected_epoch, current: epoch });
       it()
         .when("steal_writer", { ...one, session_id: C, expected_epoch: epoch, reason })
-        .thenRefused("worktree.not_attached", { session_id: C, mode: "read" });
+        .thenRefused("worktree.not_attached", { worktree_id: T, session_id: C, mode: "read" });
       if (holds)
         it()
           .when("steal_writer", { ...one, session_id: A, expected_epoch: epoch, reason })

@@ -169,7 +169,7 @@ const cases: readonly ReturnType<typeof refused>[] = [
     const [worktree_id, session_id] = [await here.worktree(), await here.session()];
     return {
       payload: { worktree_id, session_id },
-      details: { session_id, mode: null },
+      details: { worktree_id, session_id, mode: null },
       mend: () => mp.done("worktree.attach", { worktree_id, session_id, mode: "write" }),
     };
   }),
@@ -178,7 +178,7 @@ const cases: readonly ReturnType<typeof refused>[] = [
     const session_id = await here.attached(worktree_id, "read");
     return {
       payload: { worktree_id, session_id, expected_epoch: epoch, reason: "it hangs" },
-      details: { session_id, mode: "read" },
+      details: { worktree_id, session_id, mode: "read" },
       mend: () => mp.done("worktree.attach", { worktree_id, session_id, mode: "write" }),
     };
   }),
